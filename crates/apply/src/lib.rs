@@ -1,1 +1,26 @@
-//! .
+//! Log → target.
+//!
+//! [`run`] is the life of one apply process. Every process has a few [`copy`] workers, which take chunks off a ledger and
+//! build indexes; one of all processes holds the [`lease`], and with it follows the copy stream's control records ([`control`]), creates
+//! the [`schema`], and applies the [`tail`]. What they have to know of each other is in the target, schema `crossfade` ([`state`]).
+//!
+//! Knows nothing of the source but what the log says of it.
+
+mod control;
+mod copy;
+mod error;
+mod lease;
+mod preflight;
+mod remove;
+mod run;
+mod schema;
+mod session;
+mod state;
+mod tables;
+mod tail;
+
+pub use error::ApplyError;
+pub use preflight::preflight;
+pub use remove::remove;
+pub use run::{Job, run};
+pub use state::CHANNEL;

@@ -1,1 +1,31 @@
-//! .
+//! Source → log.
+//!
+//! [`run`] is the whole life of one source: claim the streams ([`claim`]), publish the tables ([`publication`]), make
+//! the slot ([`slot`]) and pass the [`barrier`]; then [`copy`] and [`tail`] go on side by side, while [`watch`] looks at the
+//! catalogs for what the tail does not say. [`schema`] is what pg_dump says, [`preflight`] what must be right before
+//! anything is changed, [`remove`] takes everything away again.
+//!
+//! Knows nothing of the target but its identity, and never writes to a table of the source.
+
+mod barrier;
+mod claim;
+mod copy;
+mod error;
+mod marker;
+mod preflight;
+mod publication;
+mod remove;
+mod run;
+mod schema;
+mod select;
+mod slot;
+mod tail;
+mod watch;
+
+pub use claim::{Streams, header, streams};
+pub use error::CaptureError;
+pub use marker::emit as emit_marker;
+pub use preflight::preflight;
+pub use remove::{Removal, remove};
+pub use run::{Job, run};
+pub use slot::{SlotState, slot_name, state as slot_state};

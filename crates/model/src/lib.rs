@@ -7,6 +7,7 @@
 //! - what people are told: [`Problem`], [`Finding`]
 //! - what is written to the log: [`Record`], and [`wire`], its encoding (`proto/crossfade/v1/log.proto`)
 
+mod backoff;
 mod change;
 mod lsn;
 mod name;
@@ -19,6 +20,7 @@ mod snapshot;
 mod tuple;
 mod xid;
 
+pub use backoff::Backoff;
 pub use change::{Change, Marker, MarkerKind, Old, Part};
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::TableName;

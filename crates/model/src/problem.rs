@@ -106,6 +106,8 @@ codes! {
     TargetMissing = "target_missing", exit 2;
     /// Another plan of the same name uses the log.
     PlanNameTaken = "plan_name_taken", exit 2;
+    /// The event log takes nothing more.
+    LogFull = "log_full", exit 1;
     /// The nats-server runs without JetStream.
     NoJetstream = "no_jetstream", exit 2;
     /// A local folder cannot be written.

@@ -202,7 +202,7 @@ pub struct Heartbeat {
 }
 
 /// A log message that is not a record of this format.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Not the wire format at all.
     #[error("not a record of the log: {0}")]

@@ -27,7 +27,7 @@ impl<'a> Cell<'a> {
 }
 
 /// The bytes are not TupleData.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TupleError {
     /// They end inside a column.
     #[error("a row ends in the middle of column {column}")]

@@ -1,1 +1,28 @@
-//! .
+//! Everything that speaks Postgres.
+//!
+//! - [`Endpoint`]: where a database is, from a checked URL
+//! - [`connect`], [`connect_read_only`]: ordinary sessions, by tokio-postgres
+//! - [`Replication`], [`ReplicationStream`]: a replication connection of our own, on postgres-protocol
+//! - [`pgoutput`]: what travels on it, decoded
+//! - [`catalog`]: which tables there are and what they look like
+//! - [`PgError`], [`policy`]: what a failure means, and whether to try again
+//!
+//! Every session, the replication connection included, runs under pinned settings (`settings.rs`), so that a value is
+//! printed in the same way whatever the database or the role has as its default.
+
+pub mod catalog;
+mod connect;
+mod endpoint;
+mod error;
+pub mod pgoutput;
+mod replication;
+mod settings;
+mod sqlstate;
+mod tls;
+mod transport;
+
+pub use connect::{Canceller, Session, connect, connect_read_only};
+pub use endpoint::Endpoint;
+pub use error::{PgError, Policy, ServerError, policy};
+pub use replication::{Frame, ProtocolVersion, Replication, ReplicationStream, SlotCreated, SystemInfo};
+pub use tokio_postgres;

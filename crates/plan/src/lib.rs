@@ -1,1 +1,24 @@
-//! .
+//! The plan file: as written, then as checked. What gets past [`Plan::parse`] has a meaning; nothing later asks again.
+//!
+//! - [`Plan`] and its parts are what everybody else works with; docs/plan.md is the reference for people
+//! - `written` is the file itself: TOML, in which every key knows its line
+//! - `check` makes the one from the other; all it refuses is a [`Problem`](model::Problem) with file, line and a next step
+//! - [`Patterns`] select tables, [`Secret`] keeps URLs out of logs, `size` and `server` read what stands in strings
+
+mod check;
+mod patterns;
+mod plan;
+mod secret;
+mod server;
+mod size;
+mod written;
+
+pub use patterns::Patterns;
+pub use plan::{Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Source, Target};
+pub use secret::Secret;
+
+/// What `crossfade init` writes: a plan with every key explained. It is a plan itself once the environment variables
+/// that it names are set.
+pub fn template() -> &'static str {
+    include_str!("template.toml")
+}

@@ -1,0 +1,39 @@
+# The last line that each target prints is its summary.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The event log of the demo: nats or embedded.
+LOG ?= nats
+
+# The same selection of packages everywhere: with another one cargo may choose other features and build RocksDB anew.
+CARGO := cargo
+WHOLE := --workspace
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test bench fmt lint
+
+help: ## Shows this.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Installs what is missing on this machine (Debian; needs root or sudo only then).
+	@deploy/setup
+
+build: setup ## Builds everything.
+	$(CARGO) build $(WHOLE)
+
+demo: build ## A live migration on servers of its own; LOG=embedded does it without NATS.
+	@$(CARGO) run --quiet --bin demo -- --log $(LOG)
+
+test: build ## All tests, on real servers.
+	@.ci/test
+
+bench: setup ## Against Postgres's own subscription; writes benches/results/latest.json.
+	$(CARGO) build $(WHOLE) --release
+	@$(CARGO) run --quiet --release --bin crossfade-benches
+
+fmt: ## Formats the code.
+	$(CARGO) fmt --all
+
+lint: setup ## What the compiler and clippy have to say.
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(WHOLE) --all-targets -- -D warnings

@@ -1,0 +1,132 @@
+//! `make bench`: crossfade against what a user would use instead, measured in one run on the same servers and data.
+//!
+//! - [`rivals`]: crossfade and a subscription, each from the same source into a database of its own on the same target
+//! - [`copy`]: the initial copy, also against a raw pipe of binary COPY
+//! - [`drain`]: a backlog of 20 s of writes
+//! - [`lag`]: how far behind at 1,000 transactions/s
+//! - [`report`]: the table, and `benches/results/latest.json`
+//!
+//! `BENCH_RUNS` (default 3) alternating runs; the median counts.
+
+mod copy;
+mod drain;
+mod lag;
+mod report;
+mod rivals;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use harness::{Cluster, Nats, Pgbench, World, compare};
+
+use crate::report::{Entry, Report};
+use crate::rivals::{Ours, Theirs};
+
+/// pgbench's unit: 100,000 accounts each.
+const SCALE: u32 = 20;
+
+/// Longer than anything measured here may take.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // Servers and folders go away with the future that owns them, also when a person gives up.
+    tokio::select! {
+        biased;
+        _ = tokio::signal::ctrl_c() => ExitCode::from(130),
+        outcome = bench() => match outcome.and_then(|report| report.write().map(|()| report)) {
+            Ok(report) => {
+                println!("{report}");
+                if report.within_bounds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            }
+            Err(error) => {
+                eprintln!("{error:#}");
+                println!("bench: failed");
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+async fn bench() -> Result<Report> {
+    let runs = match std::env::var("BENCH_RUNS") {
+        Ok(text) => text.parse().context("BENCH_RUNS is a number")?,
+        Err(_) => 3_usize,
+    };
+    let cluster = || Cluster::build().durable().set("shared_buffers", "256MB").start();
+    let world = World::of(cluster()?, cluster()?, Some(Nats::start()?))?;
+    say(&format!("filling the source: pgbench, scale {SCALE}"));
+    let load = Pgbench::new(&world.source, "app").clients(8).simple_update();
+    load.fill(SCALE)?;
+    world.at_source("CREATE TABLE probe (id bigint PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())")?;
+
+    let mut copies = [Vec::new(), Vec::new(), Vec::new()];
+    let mut drains = [Vec::new(), Vec::new()];
+    let mut rss = [0; 3];
+    let mut lags = None;
+    for run in 1..=runs.max(1) {
+        let (ours, theirs) = (Ours::prepare(&world)?, Theirs::prepare(&world)?);
+        // Who goes first changes with every run.
+        let we_first = run % 2 == 1;
+
+        copies[2].push(copy::raw(&world)?);
+        if we_first {
+            copies[0].push(copy::ours(&world, &ours, &mut rss[0]).await?);
+            copies[1].push(copy::theirs(&world, &theirs).await?);
+        } else {
+            copies[1].push(copy::theirs(&world, &theirs).await?);
+            copies[0].push(copy::ours(&world, &ours, &mut rss[0]).await?);
+        }
+        let last = |of: &Vec<f64>| of.last().copied().unwrap_or_default();
+        say(&format!(
+            "run {run}: copy {:.2} s, subscription {:.2} s, raw pipe {:.2} s",
+            last(&copies[0]),
+            last(&copies[1]),
+            last(&copies[2])
+        ));
+
+        let backlog = drain::backlog(&world, &load).await?;
+        if we_first {
+            drains[0].push(drain::ours(&world, &ours, &mut rss[1]).await?);
+            drains[1].push(drain::theirs(&world, &theirs).await?);
+        } else {
+            drains[1].push(drain::theirs(&world, &theirs).await?);
+            drains[0].push(drain::ours(&world, &ours, &mut rss[1]).await?);
+        }
+        say(&format!(
+            "run {run}: backlog of {backlog} transactions: {:.2} s, subscription {:.2} s",
+            last(&drains[0]),
+            last(&drains[1])
+        ));
+
+        if run >= runs {
+            let ours = lag::ours(&world, &ours, &load, &mut rss[2]).await?;
+            let theirs = lag::theirs(&world, &theirs, &load).await?;
+            say(&format!("lag: {ours}; subscription {theirs}"));
+            lags = Some((ours, theirs));
+        }
+        // A fast program that loses rows would be no use.
+        drain::catch_up(&world, &ours).await?;
+        compare::databases(&world.source_url(), &ours.url(&world)).await?.expect_equal()?;
+        theirs.remove(&world)?;
+        ours.remove(&world).await?;
+    }
+
+    let (our_lag, their_lag) = lags.context("lag is measured in the last run")?;
+    let [ours, theirs, raw] = copies.map(report::median);
+    let [our_drain, their_drain] = drains.map(report::median);
+    Ok(Report {
+        entries: vec![
+            Entry::ratio("copy", "subscription", ours, theirs, 1.5, rss[0]),
+            Entry::ratio("copy", "raw COPY pipe", ours, raw, 0.0, rss[0]),
+            Entry::ratio("drain", "subscription", our_drain, their_drain, 0.7, rss[1]),
+            Entry::lag(our_lag.p99, their_lag.p99, rss[2]),
+        ],
+        growing: our_lag.growing,
+    })
+}
+
+fn say(line: &str) {
+    println!("  {line}");
+}

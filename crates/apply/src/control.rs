@@ -1,0 +1,97 @@
+//! Follows the control records of a source's copy stream into the state tables, in order, each exactly once.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use log::{RecordReader, StreamKind};
+use model::{Record, Seq, TableBegin};
+use pg::Session;
+use plan::SchemaMode;
+
+use crate::lease::Lease;
+use crate::{ApplyError, CHANNEL, Job, schema, tables};
+
+/// Records taken in by one transaction at most: chunks come by the hundred.
+const AT_ONCE: usize = 256;
+
+/// Follows for ever.
+pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Result<(), ApplyError> {
+    let session = pg::connect(&job.endpoint, "apply control").await?;
+    session.batch_execute("SET synchronous_commit = off").await?;
+    let row = session.query_one("SELECT control_seq FROM crossfade.checkpoint WHERE source = $1::text", &[&source]).await?;
+    let from = Seq(row.get::<_, i64>(0) as u64).next();
+    let stream = job.stream(&source, StreamKind::Copy);
+    let mut reader = RecordReader::open(Arc::clone(&job.log), stream, from).await?;
+    loop {
+        let mut records = vec![reader.next().await?];
+        while records.len() < AT_ONCE {
+            match reader.next().now_or_never() {
+                Some(record) => records.push(record?),
+                None => break,
+            }
+        }
+        lease.begin(&session).await?;
+        for (seq, record) in records {
+            take(&job, &session, &source, record).await?;
+            session
+                .execute("UPDATE crossfade.checkpoint SET control_seq = $2 WHERE source = $1::text", &[&source, &(seq.0 as i64)])
+                .await?;
+        }
+        session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
+    }
+}
+
+async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Result<(), ApplyError> {
+    match record {
+        Record::Schema(items) if job.plan.target.schema == SchemaMode::Clone => schema::create(session, source, items).await?,
+        Record::TableBegin(begin) => table_begin(session, source, begin).await?,
+        Record::ChunkLogged(logged) => {
+            session
+                .execute(
+                    "INSERT INTO crossfade.copied (source, schema, name, epoch, chunk, seq, rows, bytes)
+                     VALUES ($1::text, $2::text, $3::text, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
+                    &[
+                        &source,
+                        &logged.table.schema,
+                        &logged.table.name,
+                        &(logged.epoch as i32),
+                        &(logged.index as i64),
+                        &(logged.sequence.0 as i64),
+                        &(logged.rows as i64),
+                        &(logged.bytes as i64),
+                    ],
+                )
+                .await?;
+        }
+        Record::TableEnd(end) => tables::complete(session, source, &end).await?,
+        Record::CopyEnd(end) => {
+            session
+                .execute("UPDATE crossfade.checkpoint SET join_marker = $2::text WHERE source = $1::text", &[&source, &end.marker])
+                .await?;
+        }
+        Record::Schema(_)
+        | Record::Header(_)
+        | Record::Chunk(_)
+        | Record::Writer(_)
+        | Record::Batch(_)
+        | Record::Heartbeat(_)
+        | Record::Blob(_)
+        | Record::Joined(_)
+        | Record::Unknown => {}
+    }
+    Ok(())
+}
+
+/// Before the tail runs an epoch begins at once. Afterwards it begins when the tail reaches its marker: what the tail still
+/// applies to the old rows would be lost with them.
+async fn table_begin(session: &Session, source: &str, begin: TableBegin) -> Result<(), ApplyError> {
+    let started: bool = session
+        .query_one("SELECT started FROM crossfade.checkpoint WHERE source = $1::text FOR UPDATE", &[&source])
+        .await?
+        .get(0);
+    tables::announce(session, source, begin.clone()).await?;
+    if !started {
+        tables::begin(session, source, &begin.table).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Who applies the tail. The row in the target decides; the token counts up with every holder.
+
+use std::time::Duration;
+
+use pg::{Endpoint, Session};
+
+use crate::ApplyError;
+
+/// How often a process says that it lives.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// After how long without that, in seconds, its lease is taken: three missed beats.
+const STALE: f64 = 6.0;
+
+/// The right to write the tail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub token: i64,
+}
+
+/// Says for ever that this process lives.
+pub(crate) async fn beat(endpoint: &Endpoint, worker: &str) -> Result<(), ApplyError> {
+    let session = pg::connect(endpoint, "apply heartbeat").await?;
+    session.batch_execute("SET synchronous_commit = off").await?;
+    loop {
+        session
+            .execute(
+                "INSERT INTO crossfade.worker VALUES ($1::text, clock_timestamp())
+                 ON CONFLICT (worker) DO UPDATE SET seen_at = excluded.seen_at",
+                &[&worker],
+            )
+            .await?;
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
+/// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backend
+/// is terminated first, so that nothing of it is still under way.
+pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Lease>, ApplyError> {
+    let row = session
+        .query_one(
+            "SELECT l.token, a.pid, l.worker IS NULL OR a.pid IS NULL
+                    OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true) AS free
+               FROM crossfade.lease l
+               LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
+               LEFT JOIN crossfade.worker w ON w.worker = l.worker",
+            &[&STALE],
+        )
+        .await?;
+    let (token, pid, free): (i64, Option<i32>, bool) = (row.get(0), row.get(1), row.get(2));
+    if !free {
+        return Ok(None);
+    }
+    if let Some(pid) = pid {
+        session.execute("SELECT pg_terminate_backend($1, 5000)", &[&pid]).await?;
+    }
+    let taken = session
+        .execute(
+            "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(),
+                    backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())
+              WHERE token = $2",
+            &[&worker, &token],
+        )
+        .await?;
+    Ok((taken == 1).then_some(Lease { token: token + 1 }))
+}
+
+impl Lease {
+    /// Begins a transaction that holds the lease: nobody can take it before this ends.
+    ///
+    /// # Errors
+    /// Somebody has taken it.
+    pub async fn begin(self, session: &Session) -> Result<(), ApplyError> {
+        let query = format!("BEGIN; SELECT 1 FROM crossfade.lease WHERE token = {} FOR SHARE", self.token);
+        let messages = session.simple_query(&query).await?;
+        if messages.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))) {
+            return Ok(());
+        }
+        session.batch_execute("ROLLBACK").await?;
+        let holder = session.query_one("SELECT coalesce(worker, 'nobody') FROM crossfade.lease", &[]).await?;
+        Err(ApplyError::LeaseLost(holder.get(0)))
+    }
+
+    /// Gives it up, so that another process need not wait.
+    pub async fn release(self, session: &Session) -> Result<(), ApplyError> {
+        session.execute("UPDATE crossfade.lease SET worker = NULL, pid = NULL, backend_start = NULL WHERE token = $1", &[&self.token]).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! The schema `crossfade` in the target: everything that another process must know of apply.
+
+use model::{Code, Header, Problem};
+use pg::Session;
+
+use crate::ApplyError;
+
+/// Notified whenever there is new work, a marker was reached, or a table came further.
+pub const CHANNEL: &str = "crossfade";
+
+/// Created in one transaction, under a lock that keeps two processes from doing it at once.
+const DDL: &str = "
+CREATE SCHEMA crossfade;
+COMMENT ON SCHEMA crossfade IS 'state of a crossfade migration; removed by `crossfade complete`';
+
+CREATE TABLE crossfade.plan (
+    name text PRIMARY KEY,
+    nonce text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now());
+
+-- Who applies the tail. Every transaction of its holder locks the row with its token.
+CREATE TABLE crossfade.lease (
+    only_row bool PRIMARY KEY DEFAULT true CHECK (only_row),
+    token bigint NOT NULL DEFAULT 0,
+    worker text,
+    pid int,
+    backend_start timestamptz,
+    taken_at timestamptz);
+INSERT INTO crossfade.lease DEFAULT VALUES;
+
+-- Apply processes, each of which says every two seconds that it lives.
+CREATE TABLE crossfade.worker (worker text PRIMARY KEY, seen_at timestamptz NOT NULL);
+
+-- Per source: how far its copy stream's control records and its tail have been taken in.
+CREATE TABLE crossfade.checkpoint (
+    source text PRIMARY KEY,
+    control_seq bigint NOT NULL DEFAULT 0,
+    join_marker text,                           -- reaching it joins copy and tail
+    started bool NOT NULL DEFAULT false,        -- the copy is in, the tail runs
+    joined bool NOT NULL DEFAULT false,
+    lsn pg_lsn NOT NULL DEFAULT '0/0',          -- end of the last applied commit
+    seq bigint NOT NULL DEFAULT 0,              -- the tail message that holds it
+    commit_time timestamptz,
+    transactions bigint NOT NULL DEFAULT 0,
+    rows bigint NOT NULL DEFAULT 0,
+    applied_at timestamptz);
+
+-- The tables of the plan, as their copies begin and end.
+CREATE TABLE crossfade.tables (
+    source text, schema text, name text,
+    into_schema text NOT NULL, into_name text NOT NULL,
+    epoch int NOT NULL,                         -- 0: no copy has begun
+    begin bytea,                                -- the log's TableBegin of that epoch
+    next_epoch int, next_begin bytea,           -- begins when the tail reaches its marker
+    rows_estimated bigint NOT NULL, bytes_estimated bigint NOT NULL,
+    chunks bigint, rows bigint,                 -- known once the copy is complete in the log
+    PRIMARY KEY (source, schema, name));
+
+-- The copy's ledger: a line a chunk, done once it names its worker.
+CREATE TABLE crossfade.copied (
+    source text, schema text, name text, epoch int, chunk bigint,
+    seq bigint NOT NULL, rows bigint NOT NULL, bytes bigint NOT NULL,
+    worker text, done_at timestamptz,
+    PRIMARY KEY (source, schema, name, epoch, chunk));
+CREATE INDEX copied_open ON crossfade.copied (seq) WHERE worker IS NULL;
+
+-- What of the source's schema is created after the copy.
+CREATE TABLE crossfade.schema_item (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source text NOT NULL, name text NOT NULL, kind text NOT NULL,
+    table_schema text, table_name text,
+    stage text NOT NULL,                        -- table, final, foreign, trigger
+    sql text NOT NULL, done_at timestamptz);
+
+-- Markers that the target has reached.
+CREATE TABLE crossfade.marker (
+    source text, id text, lsn pg_lsn NOT NULL, reached_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (source, id));
+";
+
+/// Any number, the same in every version: taken while the schema is created.
+const CREATE_LOCK: i64 = 0x63_66_73_74;
+
+/// Whether the schema is there.
+pub(crate) async fn exists(session: &Session) -> Result<bool, ApplyError> {
+    Ok(session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0))
+}
+
+/// Creates the schema, or finds it to be this plan's.
+pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), ApplyError> {
+    let Some(header) = headers.first() else { return Ok(()) };
+    session.batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({CREATE_LOCK})")).await?;
+    if !exists(session).await? {
+        session.batch_execute(DDL).await?;
+        session
+            .execute("INSERT INTO crossfade.plan (name, nonce) VALUES ($1::text, $2::text)", &[&header.plan, &header.nonce])
+            .await?;
+        for header in headers {
+            session.execute("INSERT INTO crossfade.checkpoint (source) VALUES ($1::text)", &[&header.source]).await?;
+        }
+    }
+    let row = session.query_one("SELECT name, nonce FROM crossfade.plan", &[]).await?;
+    session.batch_execute("COMMIT").await?;
+    let (name, nonce): (String, String) = (row.get(0), row.get(1));
+    if name != header.plan {
+        return Err(Problem::new(
+            Code::TargetNotEmpty,
+            "the target's schema crossfade",
+            format!("it belongs to plan {name:?}, this is plan {:?}", header.plan),
+            format!("use another database, or end plan {name:?} with `crossfade complete`"),
+        )
+        .into());
+    }
+    if nonce != header.nonce {
+        return Err(Problem::new(
+            Code::Gap,
+            format!("plan {name:?} on the target"),
+            "what was applied here came from another log, which is gone or was made anew",
+            "empty the target, drop its schema crossfade, and start again",
+        )
+        .into());
+    }
+    Ok(())
+}

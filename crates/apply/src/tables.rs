@@ -1,0 +1,99 @@
+//! The tables of the plan, and the epochs of their copies. A chunk lands only under the current epoch.
+
+use model::{Code, Problem, Record, TableBegin, TableEnd, TableName};
+use pg::Session;
+
+use crate::ApplyError;
+
+/// Notes that a table's copy has begun in the log.
+pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin) -> Result<(), ApplyError> {
+    let into = into(session, &begin).await?;
+    let (schema, name, epoch) = (begin.table.schema.clone(), begin.table.name.clone(), begin.epoch as i32);
+    let (rows, bytes) = (begin.rows_estimated, begin.bytes_estimated);
+    let encoded = Record::TableBegin(begin).encode();
+    session
+        .execute(
+            "INSERT INTO crossfade.tables (source, schema, name, into_schema, into_name, epoch, next_epoch, next_begin, rows_estimated, bytes_estimated)
+             VALUES ($1::text, $2::text, $3::text, $4::text, $5::text, 0, $6, $7, $8, $9)
+             ON CONFLICT (source, schema, name) DO UPDATE SET next_epoch = excluded.next_epoch, next_begin = excluded.next_begin,
+               rows_estimated = excluded.rows_estimated, bytes_estimated = excluded.bytes_estimated, chunks = NULL, rows = NULL",
+            &[&source, &schema, &name, &into.schema, &into.name, &epoch, &&encoded[..], &rows, &bytes],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Where a table's rows go: to the table of its name, or, a partition's, to that of its root.
+async fn into(session: &Session, begin: &TableBegin) -> Result<TableName, ApplyError> {
+    for candidate in std::iter::once(&begin.table).chain(&begin.root) {
+        let there: bool = session.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&candidate.quoted()]).await?.get(0);
+        if there {
+            return Ok(candidate.clone());
+        }
+    }
+    Err(Problem::new(
+        Code::TargetMissing,
+        format!("table {}", begin.table),
+        "the target has no table of that name, nor of its root's",
+        "create it, leave it out of the source's `tables`, or let crossfade create the schema: [target] schema = \"clone\"",
+    )
+    .into())
+}
+
+/// Begins the announced epoch of a table: from now on chunks of earlier ones are void, and their rows are gone.
+pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) -> Result<(), ApplyError> {
+    // Waits for chunks of the old epoch that are being written: they lock this row.
+    let row = session
+        .query_opt(
+            "UPDATE crossfade.tables t SET epoch = next_epoch, begin = next_begin, next_epoch = NULL, next_begin = NULL
+               FROM (SELECT source, schema, name, epoch AS before FROM crossfade.tables
+                      WHERE source = $1::text AND schema = $2::text AND name = $3::text AND next_epoch IS NOT NULL FOR UPDATE) old
+              WHERE (t.source, t.schema, t.name) = (old.source, old.schema, old.name) RETURNING before, into_schema, into_name, begin",
+            &[&source, &table.schema, &table.name],
+        )
+        .await?;
+    let Some(row) = row.filter(|row| row.get::<_, i32>(0) > 0) else { return Ok(()) };
+    let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+    let Record::TableBegin(begin) = decode(row.get::<_, &[u8]>(3))? else { return Ok(()) };
+    if into == *table {
+        session.batch_execute(&format!("TRUNCATE ONLY {}", into.quoted())).await?;
+    } else {
+        let bound = if begin.partition_bound.is_empty() { "true" } else { &begin.partition_bound };
+        session.batch_execute(&format!("DELETE FROM {} WHERE {bound}", into.quoted())).await?;
+    }
+    Ok(())
+}
+
+/// The log's `TableBegin`, as the state keeps it.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Record, ApplyError> {
+    Record::decode(bytes.to_vec().into()).map_err(|error| log::LogError::Damaged(error).into())
+}
+
+/// Notes that a table's copy is complete in the log.
+pub(crate) async fn complete(session: &Session, source: &str, end: &TableEnd) -> Result<(), ApplyError> {
+    session
+        .execute(
+            "UPDATE crossfade.tables SET chunks = $5, rows = $6
+              WHERE source = $1::text AND schema = $2::text AND name = $3::text AND coalesce(next_epoch, epoch) = $4",
+            &[&source, &end.table.schema, &end.table.name, &(end.epoch as i32), &(end.chunks as i64), &(end.rows as i64)],
+        )
+        .await?;
+    session
+        .execute(
+            "INSERT INTO crossfade.schema_item (source, name, kind, table_schema, table_name, stage, sql)
+             SELECT source, name, 'ANALYZE', schema, name, 'table', format('ANALYZE %I.%I', into_schema, into_name)
+               FROM crossfade.tables WHERE source = $1::text AND schema = $2::text AND name = $3::text",
+            &[&source, &end.table.schema, &end.table.name],
+        )
+        .await?;
+    Ok(())
+}
+
+/// True for a row `t` of `crossfade.tables` whose rows are all in.
+pub(crate) const COPIED: &str = "(t.next_epoch IS NULL AND t.epoch > 0 AND t.chunks IS NOT NULL AND NOT EXISTS (
+    SELECT FROM crossfade.copied c WHERE (c.source, c.schema, c.name, c.epoch) = (t.source, t.schema, t.name, t.epoch) AND c.worker IS NULL)
+  AND t.chunks = (SELECT count(*) FROM crossfade.copied c WHERE (c.source, c.schema, c.name, c.epoch) = (t.source, t.schema, t.name, t.epoch)))";
+
+/// True for a row `t` of `crossfade.tables` whose keys and indexes are built.
+pub(crate) const BUILT: &str = "(NOT EXISTS (SELECT FROM crossfade.schema_item i
+    WHERE (i.source, i.table_schema, i.table_name) = (t.source, t.schema, t.name) AND i.stage = 'table' AND i.kind <> 'ANALYZE' AND i.done_at IS NULL))";

@@ -1,0 +1,258 @@
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use model::{Change, Lsn, Marker, MarkerKind, Oid, Old, Part, Seq, TableName, Xid};
+use tokio::sync::{mpsc, watch};
+
+use super::checkpoint::{Advance, Checkpoint};
+use super::fold::{Op, Run};
+use super::read::{Incoming, What};
+use super::target::{Target, Targets};
+use crate::{ApplyError, Job};
+
+/// Source transactions that become one target transaction, or a piece of one that is too large to be held.
+#[derive(Default)]
+pub(super) struct Group {
+    pub steps: Vec<Step>,
+    pub advances: BTreeMap<Arc<str>, Advance>,
+    pub markers: Vec<(Arc<str>, Lsn, Marker)>,
+    /// The last transaction goes on in the next group: no commit yet.
+    pub partial: bool,
+    /// Steps that still take changes of their table.
+    open: HashMap<TableName, usize>,
+    ops: usize,
+    bytes: usize,
+}
+
+/// What is written in one go. Steps are written in order; only steps of the same table depend on it.
+pub(super) enum Step {
+    Rows(Run),
+    /// A row's key changes.
+    Move { target: Arc<Target>, old: Old, new: model::Tuple },
+    /// Tables are emptied.
+    Truncate { targets: Vec<Arc<Target>>, restart_identity: bool },
+}
+
+/// Changes of a group at most: a set-wise statement gains nothing from more, and what is in memory three times (gathered, waiting, being
+/// written) stays small.
+const OPS: usize = 20_000;
+
+/// The share of the memory budget that one group's rows may take.
+const SHARE: u64 = 32;
+
+impl Group {
+    fn run(&mut self, target: &Arc<Target>) -> &mut Run {
+        let at = match self.open.get(&target.into) {
+            // Two partitions may lead into one table: their order counts then.
+            Some(at) if matches!(&self.steps[*at], Step::Rows(run) if Arc::ptr_eq(&run.target, target)) => *at,
+            _ => {
+                self.steps.push(Step::Rows(Run::new(Arc::clone(target))));
+                self.open.insert(target.into.clone(), self.steps.len() - 1);
+                self.steps.len() - 1
+            }
+        };
+        match &mut self.steps[at] {
+            Step::Rows(run) => run,
+            // `open` holds positions of `Rows` only: they are put there two lines above and nowhere else.
+            Step::Move { .. } | Step::Truncate { .. } => unreachable!("an open step takes rows"),
+        }
+    }
+
+    fn barrier(&mut self, step: Step) {
+        match &step {
+            Step::Rows(_) => {}
+            Step::Move { target, .. } => {
+                self.open.remove(&target.into);
+            }
+            Step::Truncate { targets, .. } => targets.iter().for_each(|target| {
+                self.open.remove(&target.into);
+            }),
+        }
+        self.steps.push(step);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.advances.is_empty() && !self.partial
+    }
+
+    fn full(&self, budget: usize) -> bool {
+        self.ops >= OPS || self.bytes >= budget || self.has_gate()
+    }
+
+    /// A table's copy has to be in before the tail goes on.
+    pub fn has_gate(&self) -> bool {
+        self.markers.iter().any(|(_, _, marker)| marker.kind == MarkerKind::Copy)
+    }
+}
+
+/// A transaction that is coming in.
+#[derive(Default)]
+struct Pending {
+    changes: Vec<Change>,
+    bytes: usize,
+    /// A piece of it is in a group already.
+    begun: bool,
+}
+
+struct Gather {
+    targets: HashMap<Arc<str>, Targets>,
+    pending: HashMap<Arc<str>, Pending>,
+    group: Group,
+    budget: usize,
+    /// Parts that have come in and are not folded: those of one message at most.
+    queue: VecDeque<(Arc<str>, Seq, Part)>,
+}
+
+/// Takes what the readers bring and hands on groups as fast as they are written.
+pub(super) async fn run(
+    job: Arc<Job>,
+    checkpoints: BTreeMap<String, Checkpoint>,
+    mut incoming: mpsc::Receiver<Incoming>,
+    groups: mpsc::Sender<Group>,
+    mut gate: watch::Receiver<u64>,
+) -> Result<(), ApplyError> {
+    let session = Arc::new(pg::connect(&job.endpoint, "apply catalog").await?);
+    let targets = checkpoints.keys().map(|source| {
+        let source: Arc<str> = source.as_str().into();
+        (Arc::clone(&source), Targets::new(source, Arc::clone(&session)))
+    });
+    let mut gather = Gather {
+        targets: targets.collect(),
+        pending: HashMap::new(),
+        group: Group::default(),
+        budget: (job.plan.limits.memory / SHARE) as usize,
+        queue: VecDeque::new(),
+    };
+    let mut gates = 0;
+    loop {
+        let due = gather.group.partial || gather.group.full(gather.budget);
+        if !due {
+            if let Some((source, seq, part)) = gather.queue.pop_front() {
+                gather.part(&source, seq, part)?;
+                continue;
+            }
+        }
+        tokio::select! {
+            biased;
+            permit = groups.reserve(), if !gather.group.is_empty() => {
+                let Ok(permit) = permit else { return Ok(()) };
+                let group = std::mem::take(&mut gather.group);
+                let gated = group.has_gate();
+                permit.send(group);
+                if gated {
+                    // What a table's changes mean depends on the copy that is being waited for.
+                    gates += 1;
+                    if gate.wait_for(|passed| *passed >= gates).await.is_err() {
+                        return Ok(());
+                    }
+                    for targets in gather.targets.values_mut() {
+                        targets.refresh().await?;
+                    }
+                }
+            }
+            message = incoming.recv(), if !due => match message {
+                Some(message) => gather.take(message).await?,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+impl Gather {
+    async fn take(&mut self, message: Incoming) -> Result<(), ApplyError> {
+        let Incoming { source, seq, what } = message;
+        match what {
+            What::Parts(relations, parts) => {
+                if let Some(targets) = self.targets.get_mut(&source) {
+                    for relation in &relations {
+                        targets.describe(relation).await?;
+                    }
+                }
+                self.queue.extend(parts.into_iter().map(|part| (Arc::clone(&source), seq, part)));
+                Ok(())
+            }
+            // A piece of it may be in the target's open transaction: start again from the checkpoint.
+            What::Discard if self.pending.remove(&source).is_some_and(|pending| pending.begun) => {
+                Err(log::LogError::Unavailable("the capture that wrote a transaction died in the middle of it".to_owned()).into())
+            }
+            What::Discard => Ok(()),
+        }
+    }
+
+    fn part(&mut self, source: &Arc<str>, seq: Seq, part: Part) -> Result<(), ApplyError> {
+        let pending = self.pending.entry(Arc::clone(source)).or_default();
+        if part.first {
+            *pending = Pending::default();
+        }
+        pending.bytes += part.changes.iter().map(size).sum::<usize>();
+        pending.changes.extend(part.changes);
+        if part.end_lsn.is_none() && pending.bytes < self.budget {
+            return Ok(());
+        }
+        let changes = std::mem::take(&mut pending.changes);
+        self.group.bytes += std::mem::take(&mut pending.bytes);
+        pending.begun = part.end_lsn.is_none();
+        let rows = self.fold(source, part.xid, part.end_lsn.unwrap_or(part.commit_lsn), changes)?;
+        let advance = self.group.advances.entry(Arc::clone(source)).or_default();
+        advance.rows += rows;
+        match part.end_lsn {
+            Some(lsn) => {
+                let Advance { transactions, rows, .. } = *advance;
+                *advance = Advance { lsn, seq, commit_time: part.commit_time, transactions: transactions + 1, rows };
+                self.group.partial = false;
+            }
+            None => self.group.partial = true,
+        }
+        Ok(())
+    }
+
+    /// Sorts a transaction's changes into the group. Says how many there were to write.
+    fn fold(&mut self, source: &Arc<str>, xid: Xid, lsn: Lsn, changes: Vec<Change>) -> Result<i64, ApplyError> {
+        let Some(targets) = self.targets.get(source) else { return Ok(0) };
+        let group = &mut self.group;
+        // A change by a transaction that the table's copy has seen is in the copy; so is one to a table whose copy has not begun.
+        let find = |relation: Oid| Ok::<_, ApplyError>(targets.get(relation)?.filter(|target| !target.copied.sees(xid)));
+        let mut rows = 0;
+        for change in changes {
+            let (relation, op) = match change {
+                Change::Insert { relation, new } => (relation, Op::Insert(new)),
+                Change::Update { relation, old, new } => (relation, Op::Update { old, new }),
+                Change::Delete { relation, old } => (relation, Op::Delete(old)),
+                Change::Truncate { relations, restart_identity, .. } => {
+                    let mut emptied = Vec::with_capacity(relations.len());
+                    for relation in relations {
+                        emptied.extend(find(relation)?.cloned());
+                    }
+                    if !emptied.is_empty() {
+                        group.barrier(Step::Truncate { targets: emptied, restart_identity });
+                    }
+                    continue;
+                }
+                Change::Marker(marker) => {
+                    group.markers.push((Arc::clone(source), lsn, marker));
+                    continue;
+                }
+            };
+            let Some(target) = find(relation)? else { continue };
+            rows += 1;
+            group.ops += 1;
+            match op {
+                Op::Update { old: Some(old), new } if Run::moves(target, &Op::Update { old: Some(old.clone()), new: new.clone() }) => {
+                    group.barrier(Step::Move { target: Arc::clone(target), old, new });
+                }
+                op => group.run(target).push(op),
+            }
+        }
+        Ok(rows)
+    }
+}
+
+fn size(change: &Change) -> usize {
+    let old = |old: &Old| old.tuple().bytes().len();
+    64 + match change {
+        Change::Insert { new, .. } => new.bytes().len(),
+        Change::Update { old: before, new, .. } => new.bytes().len() + before.as_ref().map_or(0, old),
+        Change::Delete { old: before, .. } => old(before),
+        Change::Truncate { .. } | Change::Marker(_) => 0,
+    }
+}

@@ -1,0 +1,87 @@
+use std::sync::Arc;
+
+use log::{RecordReader, StreamKind};
+use model::{Code, Lsn, Part, Problem, Record, Relation, Seq};
+use tokio::sync::mpsc;
+
+use super::checkpoint::Checkpoint;
+use crate::{ApplyError, Job};
+
+/// What the log hands to the folding, per source in order.
+pub(super) struct Incoming {
+    pub source: Arc<str>,
+    pub seq: Seq,
+    pub what: What,
+}
+
+pub(super) enum What {
+    /// Parts of transactions that the target lacks, and the tables they name.
+    Parts(Vec<Arc<Relation>>, Vec<Part>),
+    /// A transaction that is not complete will not be completed: its parts come again, or it was never logged whole.
+    Discard,
+}
+
+/// Follows a source's tail from its checkpoint.
+pub(super) async fn follow(job: Arc<Job>, source: String, checkpoint: Checkpoint, out: mpsc::Sender<Incoming>) -> Result<(), ApplyError> {
+    let stream = job.stream(&source, StreamKind::Tail);
+    let source: Arc<str> = source.into();
+    let from = checkpoint.seq.max(Seq(1));
+    let mut reader = RecordReader::open(Arc::clone(&job.log), stream, from).await.map_err(|error| match error {
+        log::LogError::Missing { .. } => gap(&source, format!("the log no longer has message {from}, where the target stands: {error}")),
+        other => other.into(),
+    })?;
+    let mut parts = Parts { source: Arc::clone(&source), applied: checkpoint.lsn, open: false };
+    loop {
+        let (seq, record) = reader.next().await?;
+        let what = match record {
+            Record::Batch(batch) => {
+                let relations = batch.relations.into_iter().map(Arc::new).collect();
+                What::Parts(relations, parts.filter(batch.parts)?)
+            }
+            Record::Writer(_) => {
+                parts.open = false;
+                What::Discard
+            }
+            Record::Heartbeat(_) => continue,
+            _ => return Err(log::LogError::Damaged(model::DecodeError::Field("the tail holds a record of the copy")).into()),
+        };
+        if out.send(Incoming { source: Arc::clone(&source), seq, what }).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Leaves out what the target has.
+struct Parts {
+    source: Arc<str>,
+    applied: Lsn,
+    /// A transaction has begun and is not complete.
+    open: bool,
+}
+
+impl Parts {
+    fn filter(&mut self, parts: Vec<Part>) -> Result<Vec<Part>, ApplyError> {
+        let mut out = Vec::with_capacity(parts.len());
+        for part in parts {
+            if part.commit_lsn < self.applied {
+                continue;
+            }
+            if !part.first && !self.open {
+                return Err(gap(&self.source, format!("the transaction that commits at {} has no beginning in the log", part.commit_lsn)));
+            }
+            self.open = part.end_lsn.is_none();
+            out.push(part);
+        }
+        Ok(out)
+    }
+}
+
+pub(super) fn gap(source: &str, why: String) -> ApplyError {
+    Problem::new(
+        Code::Gap,
+        format!("the tail of source {source:?}"),
+        why,
+        "what is missing cannot be had again: end the plan with `crossfade complete`, empty the target, and start anew",
+    )
+    .into()
+}

@@ -1,0 +1,107 @@
+//! The initial copy. Per table one epoch: a marker, the barrier, a snapshot under a lock, chunks, the end. A table whose
+//! copy was cut off starts over as its next epoch; tables that are done are done.
+//!
+//! [`progress`] is what the log says has been copied, [`table`] copies one table, [`chunks`] takes its rows to the log.
+
+mod chunks;
+mod progress;
+mod table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::Log;
+use model::{CopyEnd, MarkerKind, Record, TableName};
+use pg::Session;
+use pg::catalog::Table;
+use plan::SchemaMode;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+pub(crate) use progress::{Progress, progress};
+
+use crate::run::Running;
+use crate::{CaptureError, barrier, claim, marker, schema, select};
+
+/// How long a table that gave way to the application rests before its copy starts over.
+const REST: Duration = Duration::from_secs(2);
+
+/// Copies what the log does not have yet, and says so at the end.
+pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<(), CaptureError> {
+    let job = &running.job;
+    let session = pg::connect(&job.endpoint, "copy").await?;
+    let stream = claim::streams(&job.plan.name, &job.source.name).copy;
+    let mut tables = select::tables(&session, &job.source).await?;
+    if progress.complete(&tables) {
+        return Ok(());
+    }
+    let log: &dyn Log = &*job.log;
+    if job.plan.target.schema == SchemaMode::Clone {
+        let dumped: Vec<TableName> = tables.iter().filter(|t| !progress.knows(&t.name)).map(|t| t.name.clone()).collect();
+        if !progress.schema || !dumped.is_empty() {
+            let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
+            log::append_record(log, &stream, Record::Schema(items)).await?;
+        }
+    }
+    // The largest first: what takes longest must not start last.
+    tables.sort_by_key(|table| std::cmp::Reverse(table.bytes));
+    let todo: Vec<(Table, u32)> =
+        tables.iter().filter_map(|table| Some((table.clone(), progress.next_epoch(&table.name)?))).collect();
+    let begin: Vec<_> = todo.iter().map(|(table, epoch)| marker::copy_id(&table.name, *epoch)).collect();
+    for id in &begin {
+        marker::emit(&session, &running.header.nonce, MarkerKind::Copy, id).await?;
+    }
+    // Everything that committed before the markers must be visible to the snapshots, so that apply may drop it.
+    barrier::pass(&session, job.plan.limits.barrier_timeout).await?;
+    let copied = copy_all(running, &session, todo).await?;
+
+    let mut all = progress.done();
+    all.extend(copied);
+    all.retain(|(name, _)| tables.iter().any(|table| table.name == *name));
+    all.sort();
+    let id = format!("{} {}", uuid::Uuid::new_v4(), job.source.name);
+    marker::emit(&session, &running.header.nonce, MarkerKind::Joined, &id).await?;
+    log::append_record(log, &stream, Record::CopyEnd(CopyEnd { marker: id, tables: all })).await?;
+    info!(source = job.source.name, "every table is copied");
+    Ok(())
+}
+
+/// Several tables at once, large ones by several connections; never more than the plan's `copy_workers` read at a time.
+async fn copy_all(
+    running: &Arc<Running>,
+    session: &Session,
+    todo: Vec<(Table, u32)>,
+) -> Result<Vec<(TableName, u32)>, CaptureError> {
+    let permits = Arc::new(Semaphore::new(running.job.plan.limits.copy_workers.max(1)));
+    let mut queue: std::collections::VecDeque<_> = todo.into();
+    let mut copies = JoinSet::new();
+    let mut done = Vec::new();
+    loop {
+        while copies.len() < permits.available_permits().max(1) {
+            let Some((table, epoch)) = queue.pop_front() else { break };
+            let (running, permits) = (Arc::clone(running), Arc::clone(&permits));
+            copies.spawn(async move {
+                let result = table::copy(&running, &table, epoch, permits).await;
+                (table, epoch, result)
+            });
+        }
+        let Some(finished) = copies.join_next().await else { return Ok(done) };
+        let (table, epoch, result) = finished.map_err(panicked)?;
+        match result {
+            Ok(()) => done.push((table.name, epoch)),
+            Err(error @ CaptureError::GaveWay(_)) => {
+                warn!("{error}; its copy starts over");
+                tokio::time::sleep(REST).await;
+                marker::emit(session, &running.header.nonce, MarkerKind::Copy, &marker::copy_id(&table.name, epoch + 1)).await?;
+                barrier::pass(session, running.job.plan.limits.barrier_timeout).await?;
+                queue.push_back((table, epoch + 1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+pub(crate) fn panicked(error: tokio::task::JoinError) -> CaptureError {
+    model::Problem::new(model::Code::Internal, "a copy worker", error.to_string(), "report it with the log of this run").into()
+}

@@ -1,0 +1,177 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use model::{Code, Problem, Record, Snapshot, TableBegin, TableEnd, quote};
+use pg::Session;
+use pg::catalog::{self, Table};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::chunks::{Chunks, Writer};
+use super::panicked;
+use crate::run::Running;
+use crate::{CaptureError, claim, marker};
+
+/// Heap blocks that one COPY reads: 16 MiB, so that readers share a table evenly and a COPY's own cost does not count.
+const RANGE: i64 = 2048;
+
+/// How often it is looked whether the application waits for our lock; a fraction of any sensible limit.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What the readers of one table share.
+struct Shared {
+    running: Arc<Running>,
+    chunks: Arc<Chunks>,
+    table: Table,
+    /// Name of the exported snapshot.
+    snapshot: String,
+    /// The first block that nobody has taken yet.
+    next: AtomicI64,
+    /// One past the last.
+    blocks: i64,
+}
+
+/// Copies one table under one snapshot.
+pub(super) async fn copy(running: &Arc<Running>, table: &Table, epoch: u32, permits: Arc<Semaphore>) -> Result<(), CaptureError> {
+    let job = &running.job;
+    let leader = session(running, table).await?;
+    // Only now: a snapshot older than the lock could be older than a TRUNCATE, and would read nothing.
+    let row = leader.query_one("SELECT pg_current_snapshot()::text, pg_export_snapshot()", &[]).await?;
+    let snapshot: Snapshot = row.get::<_, String>(0).parse().map_err(|error: model::ParseSnapshotError| {
+        Problem::new(Code::Internal, format!("table {}", table.name), error.to_string(), "report it")
+    })?;
+    let table = catalog::table_named(&leader, &table.name).await?.ok_or_else(|| {
+        Problem::new(Code::SchemaChanged, format!("table {}", table.name), "it was dropped before it could be copied", "start again")
+    })?;
+    let streams = claim::streams(&job.plan.name, &job.source.name);
+    let begin = TableBegin {
+        table: table.name.clone(),
+        epoch,
+        snapshot,
+        columns: table.columns.clone(),
+        key: table.key.clone(),
+        root: table.root.clone(),
+        partition_bound: table.partition_bound.clone(),
+        rows_estimated: table.rows_estimated.max(0),
+        bytes_estimated: table.bytes,
+        marker: marker::copy_id(&table.name, epoch),
+    };
+    log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;
+
+    let shared = Arc::new(Shared {
+        running: Arc::clone(running),
+        chunks: Arc::new(Chunks::new(Arc::clone(&job.log), streams.clone(), table.name.clone(), epoch)),
+        snapshot: row.get(1),
+        next: AtomicI64::new(0),
+        blocks: table.blocks,
+        table,
+    });
+    let name = &shared.table.name;
+    tokio::select! {
+        biased;
+        result = read_all(&shared, &leader, permits) => result?,
+        result = give_way(running, &shared) => result?,
+    }
+    // While the leader's transaction lives, nothing can have emptied the table under its readers.
+    leader.query_one("SELECT 1", &[]).await?;
+    let (chunks, rows) = shared.chunks.counts();
+    let end = TableEnd { table: name.clone(), epoch, chunks, rows };
+    log::append_record(&*job.log, &streams.copy, Record::TableEnd(end)).await?;
+    leader.batch_execute("COMMIT").await?;
+    info!(table = %name, rows, chunks, "copied");
+    Ok(())
+}
+
+/// A transaction that holds the table's lock and has no snapshot yet.
+async fn session(running: &Running, table: &Table) -> Result<Session, CaptureError> {
+    let session = pg::connect_read_only(&running.job.endpoint, &format!("copy {}", running.header.plan)).await?;
+    // Whoever waits behind our request for the lock waits for us, too: not for long.
+    let limit = running.job.plan.limits.lock_timeout.as_millis();
+    session
+        .batch_execute(&format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = {limit};
+             LOCK TABLE ONLY {} IN ACCESS SHARE MODE; SET LOCAL lock_timeout = 0",
+            table.name.quoted()
+        ))
+        .await
+        .map_err(|error| match error.code() {
+            Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) => CaptureError::GaveWay(table.name.clone()),
+            _ => error.into(),
+        })?;
+    Ok(session)
+}
+
+/// The leader reads, and as many others as are free.
+async fn read_all(shared: &Arc<Shared>, leader: &Session, permits: Arc<Semaphore>) -> Result<(), CaptureError> {
+    let mut readers = JoinSet::new();
+    let own = permits.clone().acquire_owned().await;
+    let ranges = shared.blocks / RANGE;
+    while (readers.len() as i64) < ranges {
+        let Ok(permit) = permits.clone().try_acquire_owned() else { break };
+        let shared = Arc::clone(shared);
+        readers.spawn(async move {
+            let session = session(&shared.running, &shared.table).await?;
+            session.batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote::literal(&shared.snapshot))).await?;
+            let result = read(&shared, &session).await;
+            drop(permit);
+            result
+        });
+    }
+    read(shared, leader).await?;
+    drop(own);
+    while let Some(result) = readers.join_next().await {
+        result.map_err(panicked)??;
+    }
+    Ok(())
+}
+
+/// Reads ranges of the heap until none is left.
+async fn read(shared: &Shared, session: &Session) -> Result<(), CaptureError> {
+    let columns = quote::idents(shared.table.columns.iter().map(|column| column.name.as_str()));
+    let mut writer = Writer::new(Arc::clone(&shared.chunks));
+    loop {
+        let from = shared.next.fetch_add(RANGE, Ordering::Relaxed);
+        if from > 0 && from >= shared.blocks {
+            return writer.finish().await;
+        }
+        let to = from + RANGE;
+        // The last range is open: nothing visible in the snapshot can be missed by a size that was read too early.
+        let upper = if to < shared.blocks { format!("AND ctid < '({to},0)'") } else { String::new() };
+        let query = format!(
+            "COPY (SELECT {columns} FROM ONLY {} WHERE ctid >= '({from},0)' {upper}) TO STDOUT",
+            shared.table.name.quoted()
+        );
+        let rows = session.copy_out(&query).await?;
+        futures::pin_mut!(rows);
+        while let Some(row) = rows.try_next().await? {
+            writer.row(&row).await?;
+        }
+    }
+}
+
+/// Ends, with an error, when somebody has waited too long for a lock that this copy holds.
+async fn give_way(running: &Running, shared: &Shared) -> Result<(), CaptureError> {
+    let session = pg::connect_read_only(&running.job.endpoint, "copy watch").await?;
+    let limit = running.job.plan.limits.lock_timeout.as_secs_f64();
+    let name = shared.table.name.quoted();
+    let application = format!("crossfade copy {}", running.header.plan);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let waits = session
+            .query(
+                "SELECT FROM pg_locks l
+                  WHERE NOT l.granted AND l.relation = to_regclass($1::text) AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                    AND clock_timestamp() - l.waitstart > make_interval(secs => $2::float8)
+                    AND EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids(l.pid)) AND a.application_name = $3::text)
+                  LIMIT 1",
+                &[&name, &limit, &application],
+            )
+            .await?;
+        if !waits.is_empty() {
+            return Err(CaptureError::GaveWay(shared.table.name.clone()));
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The two publications of a source: one for everything, one for tables that are only inserted into.
+
+use std::collections::BTreeSet;
+
+use model::{TableName, quote};
+use pg::catalog::Table;
+use plan::Plan;
+use tokio_postgres::Client;
+
+use crate::CaptureError;
+use crate::select::{Published, published};
+
+/// Their names, in this order: whole, insert only. Both always exist, so that the tail can name them.
+pub(crate) fn names(plan: &str, source: &str) -> [String; 2] {
+    [format!("crossfade_{plan}_{source}"), format!("crossfade_{plan}_{source}_insert_only")]
+}
+
+/// Makes the publications publish just these tables. Says whether that changed anything: if so, the barrier must be
+/// passed again before a snapshot of a table is taken.
+pub(crate) async fn publish(client: &Client, plan: &Plan, source: &str, tables: &[Table]) -> Result<bool, CaptureError> {
+    let mut wanted = [BTreeSet::new(), BTreeSet::new()];
+    for table in tables {
+        match published(plan, table)? {
+            Published::Whole => wanted[0].insert(table.name.clone()),
+            Published::InsertOnly => wanted[1].insert(table.name.clone()),
+        };
+    }
+    let names = names(&plan.name, source);
+    // Leaves are named, never roots: with publish_via_partition_root a TRUNCATE of one leaf would be silent.
+    let publish = ["insert, update, delete, truncate", "insert, truncate"];
+    let mut changed = false;
+    for ((name, publish), wanted) in names.iter().zip(publish).zip(&wanted) {
+        changed |= set(client, name, publish, wanted).await?;
+    }
+    Ok(changed)
+}
+
+async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<TableName>) -> Result<bool, CaptureError> {
+    let exists = !client.query("SELECT FROM pg_publication WHERE pubname = $1::text", &[&name]).await?.is_empty();
+    if !exists {
+        let tables = if wanted.is_empty() { String::new() } else { format!("FOR TABLE {}", list(wanted)) };
+        let statement = format!(
+            "CREATE PUBLICATION {} {tables} WITH (publish = '{publish}', publish_via_partition_root = false)",
+            quote::ident(name)
+        );
+        client.batch_execute(&statement).await?;
+        return Ok(true);
+    }
+    let found: BTreeSet<TableName> = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1::text",
+            &[&name],
+        )
+        .await?
+        .iter()
+        .map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)))
+        .collect();
+    let missing: BTreeSet<_> = wanted.difference(&found).cloned().collect();
+    let surplus: BTreeSet<_> = found.difference(wanted).cloned().collect();
+    for (verb, tables) in [("ADD TABLE", &missing), ("DROP TABLE", &surplus)] {
+        if !tables.is_empty() {
+            client.batch_execute(&format!("ALTER PUBLICATION {} {verb} {}", quote::ident(name), list(tables))).await?;
+        }
+    }
+    Ok(!missing.is_empty())
+}
+
+/// ONLY: a table's inheritance children are named themselves.
+fn list(tables: &BTreeSet<TableName>) -> String {
+    tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,205 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicU64;
+
+use ::log::Log;
+use model::{Backoff, Code, Header, Identity, Lsn, Oid, Problem};
+use offsets::Store;
+use pg::{Endpoint, Session};
+use plan::{Plan, Source};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::copy::Progress;
+use crate::{CaptureError, barrier, claim, copy, preflight, publication, select, slot, tail, watch};
+
+/// What capture of one source needs.
+#[derive(Clone)]
+pub struct Job {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// The source in it.
+    pub source: Source,
+    /// How to reach it.
+    pub endpoint: Endpoint,
+    /// Where everything goes.
+    pub log: Arc<dyn Log>,
+    /// The local store.
+    pub offsets: Store,
+    /// Which database the plan leads into.
+    pub target: Identity,
+    /// A value of this plan's own, used if the log has none yet.
+    pub nonce: String,
+    /// `host:pid` of this process, for people.
+    pub worker: String,
+}
+
+/// What the parts of a running capture share.
+pub(crate) struct Running {
+    pub job: Job,
+    pub header: Header,
+    /// A 64-bit transaction id near those that are in use, for widening the 32-bit ones of the tail.
+    pub near: AtomicU64,
+    /// Id of the last catalog marker that came back through the tail.
+    pub catalog: tokio::sync::watch::Sender<String>,
+    truncated: Mutex<HashMap<Oid, u64>>,
+}
+
+impl Running {
+    /// The tail has seen these tables emptied.
+    pub fn note_truncate(&self, tables: &[Oid]) {
+        let mut counts = self.truncated.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for table in tables {
+            *counts.entry(*table).or_default() += 1;
+        }
+    }
+
+    /// How often the tail has seen this table emptied.
+    pub fn truncates(&self, table: Oid) -> u64 {
+        self.truncated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&table).copied().unwrap_or_default()
+    }
+}
+
+/// Captures a source until `stop` is cancelled. Once it has run, connections that break are made anew for ever.
+///
+/// # Errors
+/// It could not start, or something stopped it that only a person can mend.
+pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
+    let mut started = false;
+    let mut backoff = Backoff::default();
+    loop {
+        let begun = tokio::time::Instant::now();
+        let error = match attempt(&job, &stop, &mut started).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if !error.retry() || !started {
+            return Err(error.into());
+        }
+        let pause = backoff.after(begun.elapsed());
+        warn!(source = job.source.name, "capture is interrupted: {error}; trying again in {} ms", pause.as_millis());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Result<(), CaptureError> {
+    let ready = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        ready = prepare(job) => ready?,
+    };
+    *started = true;
+    let Ready { running, progress, from } = ready;
+    let running = Arc::new(running);
+    // The tail ends the others when it stops; they end it when they fail.
+    let tail = tail::run(Arc::clone(&running), from, stop.clone());
+    let copy = async {
+        copy::run(&running, progress).await?;
+        std::future::pending::<Result<(), CaptureError>>().await
+    };
+    tokio::select! {
+        biased;
+        result = tail => result,
+        result = copy => result,
+        result = watch::run(&running) => result,
+    }
+}
+
+struct Ready {
+    running: Running,
+    progress: Progress,
+    /// Where the tail goes on.
+    from: tail::Resume,
+}
+
+/// Everything that comes before the first row: identity, streams, publication, slot, gap check.
+async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
+    let session = pg::connect(&job.endpoint, "capture").await?;
+    if let Some(blocker) = preflight(job, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker) {
+        return Err(blocker.problem.into());
+    }
+    let header = claim_streams(job, &session).await?;
+    let progress = copy::progress(&job.log, &header).await?;
+    let name = slot::slot_name(&job.plan.name, &job.source.name);
+    let found = slot::state(&session, &name).await?;
+    let resume = tail::resume_point(&*job.log, &job.offsets, &header).await?;
+    check_chain(&header, &name, found.as_ref(), resume, &progress)?;
+
+    let tables = select::tables(&session, &job.source).await?;
+    progress.check_columns(&tables)?;
+    let changed = publication::publish(&session, &job.plan, &job.source.name, &tables).await?;
+    let lsn = match (&found, resume.lsn) {
+        (Some(_), Some(lsn)) => lsn,
+        // Nothing was logged since the slot was made, so nothing was confirmed either: it still stands at its start.
+        (Some(slot), None) => slot.confirmed,
+        (None, _) => slot::create(&job.endpoint, &name, job.plan.limits.barrier_timeout).await?,
+    };
+    if changed || found.is_none() || !progress.complete(&tables) {
+        barrier::pass(&session, job.plan.limits.barrier_timeout).await?;
+    }
+    let near: String = session.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.get(0);
+    let near = AtomicU64::new(near.parse().unwrap_or_default());
+    info!(source = job.source.name, tables = tables.len(), from = %lsn, "capture starts");
+    Ok(Ready {
+        running: Running {
+            job: job.clone(),
+            header,
+            near,
+            catalog: tokio::sync::watch::Sender::new(String::new()),
+            truncated: Mutex::default(),
+        },
+        progress,
+        from: tail::Resume { lsn: Some(lsn), ..resume },
+    })
+}
+
+async fn claim_streams(job: &Job, session: &Session) -> Result<Header, CaptureError> {
+    let identity = pg::catalog::identity(session).await?;
+    let header = Header {
+        plan: job.plan.name.clone(),
+        source: job.source.name.clone(),
+        nonce: job.nonce.clone(),
+        source_identity: identity,
+        target_identity: job.target.clone(),
+    };
+    claim::claim(&*job.log, header).await
+}
+
+/// Slot, log and copy must meet without a gap.
+fn check_chain(
+    header: &Header,
+    name: &str,
+    slot: Option<&slot::SlotState>,
+    resume: tail::Resume,
+    progress: &Progress,
+) -> Result<(), Problem> {
+    let begun = resume.lsn.is_some() || progress.begun();
+    let lost = |why: &str| {
+        Problem::new(
+            Code::SlotLost,
+            format!("slot {name} of source {:?}", header.source),
+            why,
+            "the changes in between are gone: end the plan with `crossfade complete`, empty the target, and start anew",
+        )
+    };
+    match slot {
+        None if begun => Err(lost("it does not exist any more")),
+        Some(slot) if slot.wal_status == "lost" => Err(lost("the server has removed WAL that it needs (max_slot_wal_keep_size)")),
+        Some(_) if resume.lsn.is_none() && progress.begun() => {
+            Err(claim::gap(header, "the tail stream is empty although tables have been copied: it was purged"))
+        }
+        Some(slot) if resume.lsn.is_some_and(|lsn| slot.confirmed > lsn) => Err(claim::gap(
+            header,
+            format!(
+                "the log ends at {}, the slot was told that everything up to {} is safe: the log has lost what is between",
+                resume.lsn.unwrap_or(Lsn::ZERO),
+                slot.confirmed
+            ),
+        )),
+        None | Some(_) => Ok(()),
+    }
+}

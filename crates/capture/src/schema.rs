@@ -1,0 +1,261 @@
+//! The source's schema, by pg_dump, entry by entry.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use model::{Code, Problem, SchemaItem, TableName};
+use pg::Session;
+use tokio::process::Command;
+
+use crate::run::Running;
+use crate::{CaptureError, select};
+
+/// Dumps the schema: all of it but tables that the plan leaves out, or, with `only`, just these tables.
+pub(crate) async fn dump(running: &Running, session: &Session, only: Option<&Vec<TableName>>) -> Result<Vec<SchemaItem>, CaptureError> {
+    let version = pg::catalog::server_version(session).await?;
+    let program = pg_dump(version / 10_000)?;
+    let mut arguments = vec!["--schema-only".to_owned(), "--no-publications".to_owned(), "--no-subscriptions".to_owned()];
+    match only {
+        Some(tables) => arguments.extend(tables.iter().map(|table| format!("--table={}", table.quoted()))),
+        None => {
+            arguments.push("--exclude-schema=crossfade".to_owned());
+            arguments.extend(left_out(running, session).await?.iter().map(|table| format!("--exclude-table={}", table.quoted())));
+        }
+    }
+    let (before, after) = tokio::try_join!(
+        run(running, &program, &arguments, "pre-data"),
+        run(running, &program, &arguments, "post-data")
+    )?;
+    let tables = owners(session).await?;
+    let mut items = entries(&before, false);
+    items.extend(entries(&after, true));
+    for item in &mut items {
+        item.table = tables.get(&(item.schema.clone(), class(item), item.name.clone())).cloned();
+    }
+    Ok(items)
+}
+
+/// What an entry's name is a name of: a table, an index, or "table object".
+fn class(item: &SchemaItem) -> &'static str {
+    match item.kind.as_str() {
+        "TABLE" => "table",
+        "INDEX" => "index",
+        _ => "part",
+    }
+}
+
+/// Which table an entry stands on: tables by name, indexes by name, and what pg_dump names "table object".
+async fn owners(session: &Session) -> Result<HashMap<(String, &'static str, String), TableName>, CaptureError> {
+    let rows = session
+        .query(
+            "SELECT n.nspname::text, c.relname::text, o.class, o.name
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               JOIN LATERAL (
+                    SELECT 'table' AS class, c.relname::text AS name
+                    UNION ALL SELECT 'index', ic.relname::text FROM pg_index i JOIN pg_class ic ON ic.oid = i.indexrelid WHERE i.indrelid = c.oid
+                    UNION ALL SELECT 'part', c.relname || ' ' || conname FROM pg_constraint WHERE conrelid = c.oid
+                    UNION ALL SELECT 'part', c.relname || ' ' || tgname FROM pg_trigger WHERE tgrelid = c.oid
+                    UNION ALL SELECT 'part', c.relname || ' ' || rulename FROM pg_rewrite WHERE ev_class = c.oid) o ON true
+              WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')",
+            &[],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            let class = match row.get::<_, &str>(2) {
+                "table" => "table",
+                "index" => "index",
+                _ => "part",
+            };
+            ((table.schema.clone(), class, row.get(3)), table)
+        })
+        .collect())
+}
+
+/// Tables that the plan does not select, partitioned ones included where none of their partitions is selected.
+async fn left_out(running: &Running, session: &Session) -> Result<Vec<TableName>, CaptureError> {
+    let source = &running.job.source;
+    let selected = select::tables(session, source).await?;
+    let rows = session
+        .query(
+            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', rn.nspname::text, r.relname::text
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               LEFT JOIN pg_class r ON c.relispartition AND r.oid = pg_partition_root(c.oid) LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace
+              WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'crossfade')",
+            &[],
+        )
+        .await?;
+    let mut out = Vec::new();
+    for row in rows {
+        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let root = row.get::<_, Option<String>>(3).map(|schema| TableName::new(schema, row.get::<_, String>(4)));
+        let partitioned: bool = row.get(2);
+        let top = root.as_ref().unwrap_or(&name);
+        let keep = select::selects(source, &name, root.as_ref())
+            || (partitioned && selected.iter().any(|table| table.root.as_ref() == Some(top)));
+        if !keep {
+            out.push(name);
+        }
+    }
+    Ok(out)
+}
+
+async fn run(running: &Running, program: &Path, arguments: &[String], section: &str) -> Result<String, CaptureError> {
+    let endpoint = &running.job.endpoint;
+    let output = Command::new(program)
+        .args(arguments)
+        .arg(format!("--section={section}"))
+        // Host, user and password go by the environment: arguments can be seen by everybody on the machine.
+        .envs(endpoint.environment())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| failed(program, error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(program, String::from_utf8_lossy(&output.stderr).trim().to_owned()).into());
+    }
+    String::from_utf8(output.stdout).map_err(|error| failed(program, error.to_string()).into())
+}
+
+fn failed(program: &Path, why: String) -> Problem {
+    let next = "install the client programs of the source's Postgres version (Debian: postgresql-client) and give the role the right to read all it dumps";
+    Problem::new(Code::ProgramFailed, program.display().to_string(), why, next)
+}
+
+/// A pg_dump of the source's major version or newer: on the PATH, or where Debian keeps the versions.
+fn pg_dump(major: i32) -> Result<PathBuf, Problem> {
+    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<(i32, PathBuf)> = debian
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin/pg_dump"))))
+        .filter(|(version, path)| *version >= major && path.exists())
+        .collect();
+    found.sort();
+    if let Some((_, path)) = found.into_iter().next() {
+        return Ok(path);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join("pg_dump")).find(|path| path.exists()).ok_or_else(|| {
+        failed(Path::new("pg_dump"), format!("there is none on this machine, version {major} or newer is needed for the source's schema"))
+    })
+}
+
+/// Cuts pg_dump's text at the comments that it puts before each entry. Quotes are followed, so that a function's body that
+/// looks like such a comment stays whole.
+fn entries(text: &str, post_data: bool) -> Vec<SchemaItem> {
+    let mut items: Vec<SchemaItem> = Vec::new();
+    let mut quotes = Quotes::default();
+    for line in text.split_inclusive('\n') {
+        if quotes.outside() {
+            if let Some(item) = header(line, post_data) {
+                items.push(item);
+                continue;
+            }
+            if line.starts_with("--") {
+                continue;
+            }
+        }
+        quotes.follow(line);
+        if let Some(item) = items.last_mut() {
+            item.sql.push_str(line);
+        }
+    }
+    for item in &mut items {
+        item.sql = item.sql.trim().to_owned();
+    }
+    // Entries without a statement of their own, and what names the whole database, are nothing to run.
+    items.retain(|item| !item.sql.is_empty() && item.kind != "DATABASE" && item.kind != "DATABASE PROPERTIES");
+    items
+}
+
+/// `-- Name: x; Type: TABLE; Schema: public; Owner: me`, after an optional `-- TOC entry` line.
+fn header(line: &str, post_data: bool) -> Option<SchemaItem> {
+    let rest = line.strip_prefix("-- Name: ")?.trim_end();
+    let (rest, owner) = rest.rsplit_once("; Owner: ")?;
+    let (rest, schema) = rest.rsplit_once("; Schema: ")?;
+    let (name, kind) = rest.rsplit_once("; Type: ")?;
+    let absent = |text: &str| if text == "-" { String::new() } else { text.to_owned() };
+    let owner = owner.split("; Tablespace: ").next().unwrap_or(owner);
+    Some(SchemaItem {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        schema: absent(schema),
+        owner: absent(owner),
+        sql: String::new(),
+        post_data,
+        table: None,
+    })
+}
+
+/// Where in SQL's quoting a text stands at the end of a line.
+#[derive(Default)]
+struct Quotes {
+    /// The quote that is open: `'`, `"`, or a dollar quote's tag with its dollars.
+    open: Option<String>,
+}
+
+impl Quotes {
+    fn outside(&self) -> bool {
+        self.open.is_none()
+    }
+
+    fn follow(&mut self, line: &str) {
+        let mut rest = line;
+        while !rest.is_empty() {
+            match &self.open {
+                Some(quote) => match rest.find(quote.as_str()) {
+                    Some(at) => {
+                        rest = &rest[at + quote.len()..];
+                        self.open = None;
+                    }
+                    None => return,
+                },
+                None => {
+                    let Some(at) = rest.find(['\'', '"', '$', '-']) else { return };
+                    let after = &rest[at..];
+                    if after.starts_with("--") {
+                        return;
+                    }
+                    let quote = match after.as_bytes()[0] {
+                        b'\'' => Some("'".to_owned()),
+                        b'"' => Some("\"".to_owned()),
+                        b'$' => dollar_tag(after),
+                        _ => None,
+                    };
+                    rest = &after[quote.as_ref().map_or(1, String::len)..];
+                    self.open = quote;
+                }
+            }
+        }
+    }
+}
+
+/// `$tag$` at the front of `text`.
+fn dollar_tag(text: &str) -> Option<String> {
+    let end = text[1..].find('$')? + 1;
+    text[1..end].chars().all(|c| c.is_alphanumeric() || c == '_').then(|| text[..=end].to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const DUMP: &str = "--\n-- PostgreSQL database dump\n--\n\nSET statement_timeout = 0;\n\n\
+--\n-- Name: f(); Type: FUNCTION; Schema: public; Owner: me\n--\n\nCREATE FUNCTION public.f() RETURNS text\n    AS $_$\n\
+--\n-- Name: not an entry; Type: TABLE; Schema: public; Owner: me\n--\n'it''s' \"\n$_$;\n\n\n\
+--\n-- Name: t t_pkey; Type: CONSTRAINT; Schema: public; Owner: me; Tablespace: fast\n--\n\nALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id);\n\n\
+--\n-- PostgreSQL database dump complete\n--\n";
+
+    #[test]
+    fn a_dump_is_cut_at_its_entries_and_not_inside_of_a_function() {
+        let items = entries(DUMP, true);
+        assert_eq!(items.iter().map(|item| item.kind.as_str()).collect::<Vec<_>>(), ["FUNCTION", "CONSTRAINT"]);
+        assert!(items[0].sql.ends_with("$_$;") && items[0].sql.contains("not an entry"));
+        assert_eq!((items[1].name.as_str(), items[1].owner.as_str()), ("t t_pkey", "me"));
+        assert!(items[1].sql.starts_with("ALTER TABLE ONLY"));
+    }
+}

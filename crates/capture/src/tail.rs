@@ -1,0 +1,224 @@
+//! Committed transactions, in commit order, from the slot to the log.
+//!
+//! [`resume`] finds where the log ends, [`assemble`] turns pgoutput's messages into parts of transactions ([`streamed`] keeps
+//! those still in progress), [`batch`] packs parts into records, [`confirm`] remembers what of it is safe. One run of this module is one
+//! replication connection and one chain of appends; when either breaks, everything starts again from what the log has.
+
+mod assemble;
+mod batch;
+mod confirm;
+mod resume;
+mod streamed;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use log::{Chain, LogError, StreamName};
+use model::{Code, Heartbeat, Lsn, Problem, Record, Seq, Writer};
+use offsets::TailPosition;
+use pg::{Frame, Replication, ReplicationStream};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use assemble::Assembler;
+use batch::Packer;
+use confirm::Confirm;
+pub(crate) use resume::{Resume, resume_point};
+
+use crate::run::Running;
+use crate::{CaptureError, claim, publication, slot};
+
+/// How often acknowledgements are looked at and the server is told: well under its `wal_sender_timeout`, and what is
+/// kept back at the source grows by no more than this.
+const TICK: Duration = Duration::from_millis(250);
+
+/// After how much idle time the log is told that there is nothing new, so that the source may recycle WAL that is not ours.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long a walsender of an earlier connection may take to notice that it is alone.
+const SLOT_BUSY: Duration = Duration::from_secs(1);
+
+/// Runs until `stop`, or an error.
+pub(crate) async fn run(running: Arc<Running>, from: Resume, stop: CancellationToken) -> Result<(), CaptureError> {
+    let start = from.lsn.unwrap_or(Lsn::ZERO);
+    let Some(stream) = connect(&running, start, &stop).await? else { return Ok(()) };
+    let mut tail = Tail::begin(&running, stream, from).await?;
+    let result = tail.follow(&stop).await;
+    match result {
+        Err(CaptureError::Log(LogError::Conflict { .. })) => Err(tail.conflict().await),
+        other => other,
+    }
+}
+
+/// Gets hold of the slot. While another walsender has it, waits and says so.
+async fn connect(running: &Running, start: Lsn, stop: &CancellationToken) -> Result<Option<ReplicationStream>, CaptureError> {
+    let job = &running.job;
+    let name = slot::slot_name(&job.plan.name, &job.source.name);
+    let publications = publication::names(&job.plan.name, &job.source.name);
+    let mut said = false;
+    loop {
+        let replication = Replication::connect(&job.endpoint, &format!("tail {}", job.plan.name)).await?;
+        let error = match replication.start(&name, start, &publications, pg::ProtocolVersion::V2).await {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(error) => error,
+        };
+        if error.sqlstate() != Some("55006") {
+            return Err(error.into());
+        }
+        if !said {
+            said = true;
+            warn!(slot = name, "another connection reads the slot: {error}; waiting for it to end");
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(SLOT_BUSY) => {}
+        }
+    }
+}
+
+struct Tail {
+    running: Arc<Running>,
+    name: StreamName,
+    writer: String,
+    stream: ReplicationStream,
+    chain: Box<dyn Chain>,
+    assembler: Assembler,
+    packer: Packer,
+    confirm: Confirm,
+    /// When something was last appended.
+    appended: tokio::time::Instant,
+}
+
+impl Tail {
+    async fn begin(running: &Arc<Running>, stream: ReplicationStream, from: Resume) -> Result<Tail, CaptureError> {
+        let job = &running.job;
+        let name = claim::streams(&job.plan.name, &job.source.name).tail;
+        let start = from.lsn.unwrap_or(Lsn::ZERO);
+        let writer = uuid::Uuid::new_v4().to_string();
+        let mut chain = job.log.chain(&name, from.last).await?;
+        let max = job.log.max_message();
+        let hello = Record::Writer(Writer { id: writer.clone(), name: job.worker.clone() });
+        log::push_record(&mut *chain, max, hello).await?;
+        // Says where the tail begins: from here on the slot must never be ahead of the log.
+        let seq = log::push_record(&mut *chain, max, Record::Heartbeat(Heartbeat { lsn: start, time: now() })).await?;
+        chain.settle().await?;
+        info!(source = job.source.name, from = %start, "tail starts");
+        let mut confirm = Confirm::new(start);
+        confirm.pushed(seq, start);
+        Ok(Tail {
+            assembler: Assembler::new(running, start, job.offsets.spill(&job.source.name)?),
+            packer: Packer::new(writer.clone(), max),
+            running: Arc::clone(running),
+            name,
+            writer,
+            stream,
+            chain,
+            confirm,
+            appended: tokio::time::Instant::now(),
+        })
+    }
+
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), CaptureError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.finish().await,
+                _ = tick.tick() => self.report().await?,
+                frame = self.stream.next() => self.take(frame?).await?,
+            }
+        }
+    }
+
+    /// Takes a frame and all that has come in behind it, then hands on what is complete: many small transactions share a record
+    /// under load, and none waits when there is no load.
+    async fn take(&mut self, frame: Frame) -> Result<(), CaptureError> {
+        let mut next = Some(Ok(frame));
+        while let Some(frame) = next {
+            match frame? {
+                Frame::Data { payload, .. } => self.assembler.take(payload, &mut self.packer)?,
+                Frame::Keepalive { end, reply } => self.keepalive(end, reply).await?,
+            }
+            if self.packer.full() {
+                break;
+            }
+            next = self.stream.next().now_or_never();
+        }
+        self.append().await
+    }
+
+    async fn append(&mut self) -> Result<(), CaptureError> {
+        let max = self.running.job.log.max_message();
+        loop {
+            self.packer.close();
+            while let Some((batch, complete)) = self.packer.pop() {
+                let seq = log::push_record(&mut *self.chain, max, Record::Batch(batch)).await?;
+                self.appended = tokio::time::Instant::now();
+                if let Some(lsn) = complete {
+                    self.confirm.pushed(seq, lsn);
+                }
+            }
+            // A large transaction that was streamed is read back piece by piece.
+            if !self.assembler.replay(&mut self.packer)? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn keepalive(&mut self, end: Lsn, reply: bool) -> Result<(), CaptureError> {
+        if self.assembler.between_transactions() {
+            self.confirm.seen(end);
+        }
+        if reply { self.report().await } else { Ok(()) }
+    }
+
+    /// Tells the server how far the log is, and the log when nothing happens.
+    async fn report(&mut self) -> Result<(), CaptureError> {
+        let idle = self.appended.elapsed() > IDLE;
+        if let Some(lsn) = self.confirm.news().filter(|_| idle && self.assembler.between_transactions()) {
+            let beat = Record::Heartbeat(Heartbeat { lsn, time: now() });
+            let seq = log::push_record(&mut *self.chain, self.running.job.log.max_message(), beat).await?;
+            self.confirm.pushed(seq, lsn);
+            self.appended = tokio::time::Instant::now();
+        }
+        let acked = self.chain.acked()?;
+        let durable = self.chain.durable()?;
+        if let Some((seq, lsn)) = self.confirm.acknowledged(acked) {
+            self.running.job.offsets.set_tail(&self.running.job.source.name, TailPosition { seq, lsn })?;
+        }
+        let (write, flush) = (self.confirm.written(), self.confirm.durable(durable));
+        Ok(self.stream.status(write, flush, false).await?)
+    }
+
+    /// Stops between transactions: what is unfinished is sent again next time.
+    async fn finish(&mut self) -> Result<(), CaptureError> {
+        self.append().await?;
+        self.chain.settle().await?;
+        self.report().await
+    }
+
+    /// An append was refused. If somebody else wrote behind our back, we are not the writer any more; if the last writer is this
+    /// process, an acknowledgement was lost, and it goes on from what is there.
+    async fn conflict(&self) -> CaptureError {
+        let log = &*self.running.job.log;
+        match resume::last_writer(log, &self.name).await {
+            Ok(Some(writer)) if writer.id != self.writer => Problem::new(
+                Code::WriterRefused,
+                format!("stream {}", self.name),
+                format!("another capture writes it now: {}", writer.name),
+                "nothing: that one goes on; stop this one, or the other one if it should be this",
+            )
+            .into(),
+            Ok(_) => LogError::Conflict { last: Seq::ZERO }.into(),
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Microseconds since 1970.
+fn now() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
+}

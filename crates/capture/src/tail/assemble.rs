@@ -1,0 +1,176 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use model::{Change, Code, Lsn, Marker, MarkerKind, Oid, Problem, Relation, Xid};
+use offsets::Spill;
+use pg::pgoutput::{Decoder, PgOutput};
+
+use super::batch::Packer;
+use super::streamed::{Item, Replay, Streamed};
+use crate::CaptureError;
+use crate::run::Running;
+
+/// The share of the memory budget that transactions in progress may take before they move to disk; the log's window, the
+/// connection's buffer and the chunks of the copy take the rest.
+const SHARE: u64 = 4;
+
+/// Turns pgoutput's messages into transactions in commit order.
+pub(super) struct Assembler {
+    running: Arc<Running>,
+    decoder: Decoder,
+    relations: HashMap<Oid, Relation>,
+    /// Commit records that start before are in the log already.
+    logged: Lsn,
+    state: State,
+    streamed: Streamed,
+    replays: Vec<Replay>,
+}
+
+enum State {
+    Between,
+    /// Inside of a transaction that is sent whole; `true` if it is in the log already.
+    Transaction { skip: bool },
+    /// Inside of a block of a transaction in progress.
+    Stream { top: u32 },
+}
+
+impl Assembler {
+    pub fn new(running: &Arc<Running>, logged: Lsn, spill: Spill) -> Self {
+        let budget = (running.job.plan.limits.memory / SHARE) as usize;
+        Assembler {
+            running: Arc::clone(running),
+            decoder: Decoder::default(),
+            relations: HashMap::new(),
+            logged,
+            state: State::Between,
+            streamed: Streamed::new(spill, budget),
+            replays: Vec::new(),
+        }
+    }
+
+    /// No transaction is half read, so what the server says to have sent is complete.
+    pub fn between_transactions(&self) -> bool {
+        matches!(self.state, State::Between) && self.replays.is_empty()
+    }
+
+    /// Takes one message of the replication stream.
+    pub fn take(&mut self, payload: Bytes, out: &mut Packer) -> Result<(), CaptureError> {
+        match self.decoder.decode(payload)? {
+            PgOutput::Begin { final_lsn, commit_time, xid } => {
+                let skip = final_lsn < self.logged;
+                if !skip {
+                    out.begin(self.widen(xid), final_lsn, commit_time);
+                }
+                self.state = State::Transaction { skip };
+            }
+            PgOutput::Commit { end_lsn, .. } => {
+                if matches!(self.state, State::Transaction { skip: false }) {
+                    out.commit(end_lsn);
+                }
+                self.state = State::Between;
+            }
+            PgOutput::StreamStart { xid, .. } => self.state = State::Stream { top: xid },
+            PgOutput::StreamStop => self.state = State::Between,
+            PgOutput::StreamAbort { xid, subxid } => self.streamed.abort(xid, subxid)?,
+            PgOutput::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
+                if commit_lsn < self.logged {
+                    self.streamed.abort(xid, xid)?;
+                } else {
+                    let replay = self.streamed.commit(xid, end_lsn);
+                    out.begin(self.widen(xid), commit_lsn, commit_time);
+                    self.replays.push(replay);
+                    // All of it before anything that comes later.
+                    while self.replay(out)? && !out.full() {}
+                }
+            }
+            PgOutput::Relation { relation, .. } => match self.state {
+                State::Stream { top } => self.streamed.push(top, Item::Relation(relation))?,
+                State::Between | State::Transaction { .. } => {
+                    self.relations.insert(relation.id, relation);
+                }
+            },
+            PgOutput::Insert { xid, relation, new } => self.change(xid, Change::Insert { relation, new }, out)?,
+            PgOutput::Update { xid, relation, old, new } => self.change(xid, Change::Update { relation, old, new }, out)?,
+            PgOutput::Delete { xid, relation, old } => self.change(xid, Change::Delete { relation, old }, out)?,
+            PgOutput::Truncate { xid, relations, cascade, restart_identity } => {
+                self.running.note_truncate(&relations);
+                self.change(xid, Change::Truncate { relations, cascade, restart_identity }, out)?;
+            }
+            PgOutput::Message { xid, transactional, prefix, content, .. } => {
+                if let Some(marker) = self.marker(transactional, &prefix, &content) {
+                    if marker.kind == MarkerKind::Catalog {
+                        self.running.catalog.send_replace(marker.id);
+                        return Ok(());
+                    }
+                    self.change(xid, Change::Marker(marker), out)?;
+                }
+            }
+            PgOutput::Origin { .. } | PgOutput::Type { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Anybody may emit a message; ours carry the plan's nonce.
+    fn marker(&self, transactional: bool, prefix: &str, content: &[u8]) -> Option<Marker> {
+        let content = std::str::from_utf8(content).ok().filter(|_| transactional && prefix == MarkerKind::PREFIX)?;
+        Marker::parse(content).filter(|marker| marker.nonce == self.running.header.nonce)
+    }
+
+    fn change(&mut self, xid: Option<u32>, change: Change, out: &mut Packer) -> Result<(), CaptureError> {
+        match self.state {
+            State::Stream { top } => self.streamed.push(top, Item::Change { xid: xid.unwrap_or(top), change }),
+            State::Transaction { skip: true } => Ok(()),
+            State::Transaction { skip: false } => self.put(change, out),
+            State::Between => Err(internal("a change outside of any transaction")),
+        }
+    }
+
+    fn put(&self, change: Change, out: &mut Packer) -> Result<(), CaptureError> {
+        let ids: &[Oid] = match &change {
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                std::slice::from_ref(relation)
+            }
+            Change::Truncate { relations, .. } => relations,
+            Change::Marker(_) => &[],
+        };
+        let mut named = Vec::with_capacity(ids.len());
+        for id in ids {
+            named.push(self.relations.get(id).ok_or_else(|| internal("a change to a table that was not described"))?);
+        }
+        out.change(change.clone(), named.into_iter());
+        Ok(())
+    }
+
+    /// Hands on the next piece of a transaction that was streamed and has committed. Says whether there was one.
+    pub fn replay(&mut self, out: &mut Packer) -> Result<bool, CaptureError> {
+        let Some(mut replay) = self.replays.pop() else { return Ok(false) };
+        match self.streamed.piece(&mut replay)? {
+            None => out.commit(replay.end_lsn),
+            Some(items) => {
+                for item in items {
+                    match item {
+                        Item::Relation(relation) => {
+                            self.relations.insert(relation.id, relation);
+                        }
+                        Item::Change { change, .. } => self.put(change, out)?,
+                    }
+                }
+                self.replays.push(replay);
+            }
+        }
+        Ok(true)
+    }
+
+    fn widen(&self, xid: u32) -> Xid {
+        let near = &self.running.near;
+        let wide = Xid::widen(xid, Xid(near.load(Ordering::Relaxed)));
+        near.fetch_max(wide.0, Ordering::Relaxed);
+        wide
+    }
+}
+
+fn internal(why: &str) -> CaptureError {
+    Problem::new(Code::Internal, "the replication stream", why, "start it again; if it comes back, report it").into()
+}

@@ -1,0 +1,64 @@
+use log::{Log, LogError, StreamName};
+use model::{Header, Lsn, Record, Seq, Writer};
+use offsets::Store;
+
+use crate::{CaptureError, claim};
+
+/// Where the log's tail ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Resume {
+    /// The last message of the stream.
+    pub last: Seq,
+    /// Complete up to here; `None` if nothing was ever logged.
+    pub lsn: Option<Lsn>,
+}
+
+/// Looks from the end of the tail stream backwards for a record that says how far it is complete: usually the last one, and
+/// no further back than the pieces of one transaction. What the offset store knows is used only where the stream still has that message.
+pub(crate) async fn resume_point(log: &dyn Log, offsets: &Store, header: &Header) -> Result<Resume, CaptureError> {
+    let tail = claim::streams(&header.plan, &header.source).tail;
+    let Some(state) = log.state(&tail).await? else { return Ok(Resume::default()) };
+    let known = offsets.tail(&header.source)?.filter(|known| known.seq <= state.last && known.seq >= state.first);
+    let mut seq = state.last;
+    while seq >= state.first && seq > Seq::ZERO {
+        let record = record(log, &tail, seq).await?;
+        if let Some(lsn) = complete(&record) {
+            return Ok(Resume { last: state.last, lsn: Some(lsn) });
+        }
+        if let Some(known) = known.filter(|known| known.seq == seq) {
+            return Ok(Resume { last: state.last, lsn: Some(known.lsn) });
+        }
+        seq = Seq(seq.0 - 1);
+    }
+    Ok(Resume { last: state.last, lsn: None })
+}
+
+/// Up to where the tail is complete with this record.
+fn complete(record: &Record) -> Option<Lsn> {
+    match record {
+        Record::Batch(batch) => batch.parts.iter().rev().find_map(|part| part.end_lsn),
+        Record::Heartbeat(heartbeat) => Some(heartbeat.lsn),
+        _ => None,
+    }
+}
+
+/// Who wrote the stream last.
+pub(super) async fn last_writer(log: &dyn Log, tail: &StreamName) -> Result<Option<Writer>, LogError> {
+    let Some(state) = log.state(tail).await? else { return Ok(None) };
+    let mut seq = state.last;
+    while seq >= state.first && seq > Seq::ZERO {
+        if let Record::Writer(writer) = record(log, tail, seq).await? {
+            return Ok(Some(writer));
+        }
+        seq = Seq(seq.0 - 1);
+    }
+    Ok(None)
+}
+
+async fn record(log: &dyn Log, tail: &StreamName, seq: Seq) -> Result<Record, LogError> {
+    match log::get_record(log, tail, seq).await {
+        // The blobs of a record whose end was never written.
+        Err(LogError::Missing { .. }) => Ok(Record::Unknown),
+        other => other,
+    }
+}

@@ -1,0 +1,227 @@
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use model::{Batch, Change, Lsn, Part, Record, Relation, Xid};
+use offsets::Spill;
+
+use crate::CaptureError;
+
+/// Something that a transaction in progress has sent.
+pub(super) enum Item {
+    /// A table's definition, as of here.
+    Relation(Relation),
+    /// A change by (sub)transaction `xid`.
+    Change { xid: u32, change: Change },
+}
+
+/// Transactions that the server streams while they are in progress. Beyond the budget the largest moves to disk.
+pub(super) struct Streamed {
+    transactions: HashMap<u32, Transaction>,
+    spill: Spill,
+    budget: usize,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Transaction {
+    items: Vec<Item>,
+    bytes: usize,
+    /// Pieces on disk; they come before `items`.
+    pieces: u32,
+    aborted: HashSet<u32>,
+}
+
+/// A transaction that has committed, to be read back from its beginning.
+pub(super) struct Replay {
+    pub xid: u32,
+    pub end_lsn: Lsn,
+    next: u32,
+    pieces: u32,
+    rest: Option<Vec<Item>>,
+    aborted: HashSet<u32>,
+}
+
+impl Streamed {
+    /// `budget`: bytes of changes that may stay in memory.
+    pub fn new(spill: Spill, budget: usize) -> Self {
+        Streamed { transactions: HashMap::new(), spill, budget, bytes: 0 }
+    }
+
+    /// Keeps what top-level transaction `top` sent.
+    pub fn push(&mut self, top: u32, item: Item) -> Result<(), CaptureError> {
+        let bytes = 64
+            + match &item {
+                Item::Relation(relation) => relation.columns.len() * 48,
+                Item::Change { change, .. } => match change {
+                    Change::Insert { new, .. } => new.bytes().len(),
+                    Change::Update { old, new, .. } => new.bytes().len() + old.as_ref().map_or(0, |old| old.tuple().bytes().len()),
+                    Change::Delete { old, .. } => old.tuple().bytes().len(),
+                    Change::Truncate { .. } | Change::Marker(_) => 0,
+                },
+            };
+        let transaction = self.transactions.entry(top).or_default();
+        transaction.items.push(item);
+        transaction.bytes += bytes;
+        self.bytes += bytes;
+        while self.bytes > self.budget {
+            let largest = self.transactions.iter().max_by_key(|(_, t)| t.bytes).map(|(xid, _)| *xid);
+            let Some(xid) = largest else { break };
+            self.spill(xid)?;
+        }
+        Ok(())
+    }
+
+    fn spill(&mut self, xid: u32) -> Result<(), CaptureError> {
+        if let Some(transaction) = self.transactions.get_mut(&xid) {
+            for piece in transaction.items.chunks(PIECE) {
+                self.spill.put(xid, transaction.pieces, &encode(piece))?;
+                transaction.pieces += 1;
+            }
+            self.bytes -= transaction.bytes;
+            transaction.bytes = 0;
+            transaction.items = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Subtransaction `xid` of `top` rolled back, or the whole of it.
+    pub fn abort(&mut self, top: u32, xid: u32) -> Result<(), CaptureError> {
+        if top != xid {
+            self.transactions.entry(top).or_default().aborted.insert(xid);
+        } else if let Some(transaction) = self.transactions.remove(&top) {
+            self.bytes -= transaction.bytes;
+            self.spill.drop_transaction(top, transaction.pieces)?;
+        }
+        Ok(())
+    }
+
+    /// The transaction committed.
+    pub fn commit(&mut self, top: u32, end_lsn: Lsn) -> Replay {
+        let transaction = self.transactions.remove(&top).unwrap_or_default();
+        self.bytes -= transaction.bytes;
+        Replay {
+            xid: top,
+            end_lsn,
+            next: 0,
+            pieces: transaction.pieces,
+            rest: Some(transaction.items),
+            aborted: transaction.aborted,
+        }
+    }
+
+    /// The next piece of a committed transaction, what was rolled back left out; `None` after the last.
+    pub fn piece(&self, replay: &mut Replay) -> Result<Option<Vec<Item>>, CaptureError> {
+        let mut items = if replay.next < replay.pieces {
+            let piece = self.spill.get(replay.xid, replay.next)?.unwrap_or_default();
+            replay.next += 1;
+            decode(piece.into())?
+        } else {
+            match replay.rest.take() {
+                Some(items) => items,
+                None => {
+                    self.spill.drop_transaction(replay.xid, replay.pieces)?;
+                    return Ok(None);
+                }
+            }
+        };
+        items.retain(|item| match item {
+            Item::Relation(_) => true,
+            Item::Change { xid, .. } => !replay.aborted.contains(xid),
+        });
+        Ok(Some(items))
+    }
+}
+
+/// Items of a spilled piece: read back one piece at a time.
+const PIECE: usize = 2_000;
+
+/// A piece on disk is a batch of the log's own format: each run of changes by one (sub)transaction is a part, and a table's definition
+/// stands in a batch before the changes that follow it. Lengths stand before each batch.
+fn encode(items: &[Item]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut batch = Batch::default();
+    let flush = |batch: &mut Batch, out: &mut Vec<u8>| {
+        let bytes = Record::Batch(std::mem::take(batch)).encode();
+        out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+        out.extend_from_slice(&bytes);
+    };
+    for item in items {
+        match item {
+            Item::Relation(relation) => {
+                if !batch.parts.is_empty() {
+                    flush(&mut batch, &mut out);
+                }
+                batch.relations.push(relation.clone());
+            }
+            Item::Change { xid, change } => {
+                let xid = Xid(u64::from(*xid));
+                if batch.parts.last().is_none_or(|part| part.xid != xid) {
+                    let (commit_lsn, commit_time) = (Lsn::ZERO, 0);
+                    batch.parts.push(Part { xid, commit_lsn, commit_time, first: false, end_lsn: None, changes: Vec::new() });
+                }
+                if let Some(part) = batch.parts.last_mut() {
+                    part.changes.push(change.clone());
+                }
+            }
+        }
+    }
+    flush(&mut batch, &mut out);
+    out
+}
+
+fn decode(mut piece: Bytes) -> Result<Vec<Item>, CaptureError> {
+    let mut items = Vec::new();
+    while !piece.is_empty() {
+        let damaged = model::DecodeError::Field("a spilled piece ends too early");
+        if piece.len() < 4 {
+            return Err(damaged.into());
+        }
+        let head = piece.split_to(4);
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        if piece.len() < length {
+            return Err(damaged.into());
+        }
+        if let Record::Batch(batch) = Record::decode(piece.split_to(length))? {
+            items.extend(batch.relations.into_iter().map(Item::Relation));
+            for part in batch.parts {
+                let xid = part.xid.0 as u32;
+                items.extend(part.changes.into_iter().map(|change| Item::Change { xid, change }));
+            }
+        }
+    }
+    Ok(items)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use model::{Cell, Oid, Tuple};
+
+    fn insert(n: u32) -> Change {
+        Change::Insert { relation: Oid(n), new: Tuple::from_cells([Cell::Text(&[b'x'; 1000])].into_iter()) }
+    }
+
+    /// Three savepoints, the second rolled back, in memory and on disk: the same changes in the same order.
+    #[test]
+    fn a_rolled_back_subtransaction_leaves_nothing_whether_spilled_or_not() {
+        for budget in [1 << 20, 1] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = offsets::Store::open(dir.path()).unwrap();
+            let mut streamed = Streamed::new(store.spill("s").unwrap(), budget);
+            for n in 0..30 {
+                streamed.push(100, Item::Change { xid: 101 + n % 3, change: insert(n) }).unwrap();
+            }
+            streamed.abort(100, 102).unwrap();
+            let mut replay = streamed.commit(100, Lsn(2));
+            let mut seen = Vec::new();
+            while let Some(items) = streamed.piece(&mut replay).unwrap() {
+                seen.extend(items.into_iter().map(|item| match item {
+                    Item::Change { change: Change::Insert { relation, .. }, .. } => relation.0,
+                    _ => unreachable!(),
+                }));
+            }
+            assert_eq!(seen, (0..30).filter(|n| n % 3 != 1).collect::<Vec<_>>(), "budget {budget}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+use globset::{Glob, GlobMatcher};
+use model::TableName;
+
+/// Which tables of a source: `schema.table` patterns, in which `*` stands for any text, `?` for one character, `[ab]`
+/// for one of them and `{a,b}` for alternatives. A table is selected if a pattern selects it and none with a leading
+/// `!` does; their order does not matter. The schema ends at the first dot. System schemas and `crossfade` are never
+/// selected, whatever the patterns say.
+#[derive(Clone, Debug)]
+pub struct Patterns {
+    written: Vec<String>,
+    select: Vec<Pattern>,
+    reject: Vec<Pattern>,
+}
+
+#[derive(Clone, Debug)]
+struct Pattern {
+    schema: GlobMatcher,
+    table: GlobMatcher,
+}
+
+impl Patterns {
+    /// Reads patterns; what is wrong with one comes back as (its position, why).
+    pub(crate) fn parse(written: Vec<String>) -> Result<Patterns, (usize, String)> {
+        let (mut select, mut reject) = (Vec::new(), Vec::new());
+        for (i, text) in written.iter().enumerate() {
+            let (list, text) = match text.strip_prefix('!') {
+                Some(text) => (&mut reject, text),
+                None => (&mut select, text.as_str()),
+            };
+            list.push(Pattern::parse(text).map_err(|why| (i, why))?);
+        }
+        Ok(Patterns { written, select, reject })
+    }
+
+    /// Whether `table` is one of them.
+    pub fn selects(&self, table: &TableName) -> bool {
+        let matches = |patterns: &[Pattern]| {
+            patterns.iter().any(|p| p.schema.is_match(&table.schema) && p.table.is_match(&table.name))
+        };
+        !is_system(&table.schema) && matches(&self.select) && !matches(&self.reject)
+    }
+
+    /// The patterns as they stand in the plan.
+    pub fn written(&self) -> &[String] {
+        &self.written
+    }
+
+    /// Whether there is a pattern that selects anything.
+    pub(crate) fn any(&self) -> bool {
+        !self.select.is_empty()
+    }
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Result<Pattern, String> {
+        let (schema, table) = text
+            .split_once('.')
+            .filter(|(schema, table)| !schema.is_empty() && !table.is_empty())
+            .ok_or_else(|| format!("the pattern {text:?} is not of the form schema.table"))?;
+        let glob = |part: &str| match Glob::new(part) {
+            Ok(glob) => Ok(glob.compile_matcher()),
+            Err(error) => Err(format!("the pattern {text:?} cannot be read ({})", error.kind())),
+        };
+        Ok(Pattern { schema: glob(schema)?, table: glob(table)? })
+    }
+}
+
+/// Postgres reserves `pg_` for itself.
+fn is_system(schema: &str) -> bool {
+    schema.starts_with("pg_") || schema == "information_schema" || schema == "crossfade"
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn patterns(written: &[&str]) -> Patterns {
+        Patterns::parse(written.iter().map(|&text| text.to_owned()).collect()).unwrap()
+    }
+
+    #[test]
+    fn a_table_is_selected_by_a_pattern_unless_another_rejects_it() {
+        let patterns = patterns(&["!public.tmp_*", "public.*", "app_{a,b}.order?"]);
+        for (schema, name, selected) in [
+            ("public", "users", true),
+            ("public", "with.dot", true),
+            ("public", "tmp_x", false),
+            ("app_a", "orders", true),
+            ("app_c", "orders", false),
+            ("app_a", "order", false),
+            ("PUBLIC", "users", false),
+        ] {
+            assert_eq!(patterns.selects(&TableName::new(schema, name)), selected, "{schema}.{name}");
+        }
+    }
+
+    #[test]
+    fn system_schemas_are_never_selected() {
+        let all = patterns(&["*.*"]);
+        assert!(all.selects(&TableName::new("public", "t")));
+        for schema in ["pg_catalog", "pg_toast", "information_schema", "crossfade"] {
+            assert!(!all.selects(&TableName::new(schema, "t")), "{schema}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_named() {
+        for text in ["users", ".users", "public.", "", "!users", "public.[a"] {
+            let (at, why) = Patterns::parse(vec!["a.b".into(), text.into()]).unwrap_err();
+            assert_eq!(at, 1);
+            assert!(why.contains(text.trim_start_matches('!')), "{why}");
+        }
+    }
+}

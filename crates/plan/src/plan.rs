@@ -1,0 +1,156 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::{Code, Problem, TableName};
+
+use crate::{Patterns, Secret, check};
+
+/// A checked plan.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// `[a-z][a-z0-9_]{0,39}`: part of the names of slots, publications and streams.
+    pub name: String,
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// At least one, ordered by name, names unique.
+    pub sources: Vec<Source>,
+    /// Where everything goes through.
+    pub log: Log,
+    /// Where it goes to.
+    pub target: Target,
+    /// The local folder for offsets, the embedded log and reports. Relative ones count from the plan file's folder.
+    pub state_dir: PathBuf,
+    /// What crossfade keeps within.
+    pub limits: Limits,
+    /// What is said about tables without replica identity.
+    pub identity: BTreeMap<TableName, Identity>,
+}
+
+/// A database that data leaves.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Same form as the plan's name.
+    pub name: String,
+    /// `postgres://…`
+    pub url: Secret,
+    /// Which of its tables.
+    pub tables: Patterns,
+}
+
+/// Where the event log is.
+#[derive(Clone, Debug)]
+pub enum Log {
+    /// JetStream streams.
+    Nats {
+        /// `nats://…` or `tls://…`, several with commas between them.
+        url: Secret,
+        /// Copies of each stream, 1 to 5.
+        replicas: usize,
+        /// How long after an acknowledgement the server may still lose a message with its power (its `sync_interval`
+        /// and a margin). Zero where nothing can be lost.
+        sync: Duration,
+        /// Certificate authority to trust instead of the system's, PEM.
+        ca_file: Option<PathBuf>,
+        /// Client certificate, PEM; there if and only if `key_file` is.
+        cert_file: Option<PathBuf>,
+        /// Its key, PEM.
+        key_file: Option<PathBuf>,
+        /// NATS credentials (`.creds`).
+        credentials_file: Option<PathBuf>,
+        /// How large each stream may grow; the server's own limits where none is given.
+        max_bytes: Option<u64>,
+    },
+    /// RocksDB in the state folder, for `crossfade run` on one machine.
+    Embedded {
+        /// How large it may grow.
+        max_bytes: Option<u64>,
+    },
+}
+
+/// The database that data enters.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// `postgres://…`
+    pub url: Secret,
+    /// Who creates the tables.
+    pub schema: SchemaMode,
+}
+
+/// Who creates the target's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaMode {
+    /// crossfade, from the source's dump.
+    Clone,
+    /// They are there.
+    Exists,
+}
+
+/// What crossfade keeps within.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory that a process's buffers may take.
+    pub memory: u64,
+    /// Bytes of WAL kept back at a source from which on there is a warning.
+    pub wal_warn: u64,
+    /// Bytes of WAL kept back from which on `on_wal_critical` happens. More than `wal_warn`.
+    pub wal_critical: u64,
+    /// What happens then.
+    pub on_wal_critical: OnWalCritical,
+    /// Connections that copy at a time, for each source, at least 1.
+    pub copy_workers: usize,
+    /// How long the barrier waits for transactions older than the slot.
+    pub barrier_timeout: Duration,
+    /// How long a copy's lock may make the application wait before it gives way.
+    pub lock_timeout: Duration,
+}
+
+/// What happens when the source keeps back too much WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnWalCritical {
+    /// The slot stays: the migration is worth more than the disk.
+    Keep,
+    /// The slot goes, and the migration with it: the source comes first.
+    DropSlot,
+}
+
+/// How a table without replica identity is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Only inserts and truncates; an update or delete at the source is a problem.
+    InsertOnly,
+    /// It has `REPLICA IDENTITY FULL`.
+    Full,
+}
+
+impl Plan {
+    /// Reads a plan file, secrets from the environment.
+    ///
+    /// # Errors
+    /// The file cannot be read, or whatever [`Plan::parse`] refuses.
+    pub fn load(path: &Path) -> Result<Plan, Problem> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Problem::new(
+                Code::PlanInvalid,
+                path.display().to_string(),
+                format!("the plan cannot be read ({error})"),
+                "name the plan with --plan FILE, or let `crossfade init` write one",
+            )
+        })?;
+        Plan::parse(&text, path, &|name| std::env::var(name).ok())
+    }
+
+    /// Checks the text of a plan. `env` looks up the environment variables that `url_env` names.
+    ///
+    /// # Errors
+    /// [`Code::PlanInvalid`] for anything that has no meaning, with file, line and key; [`Code::SecretMissing`] for a
+    /// variable that is not set. Of several errors the first of a section is told.
+    pub fn parse(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Plan, Problem> {
+        check::check(text, path, env)
+    }
+
+    /// The source of that name.
+    pub fn source(&self, name: &str) -> Option<&Source> {
+        self.sources.iter().find(|source| source.name == name)
+    }
+}

@@ -1,0 +1,108 @@
+//! Steering a migration's start from outside: open transactions at the source decide how far it gets.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio_postgres::Client;
+
+use crate::cluster::scalar;
+use crate::{Cluster, Crossfade, Running, until};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A transaction at the source that has an id and does nothing.
+pub struct Open {
+    client: Client,
+    pid: i32,
+    /// Its id.
+    pub xid: u64,
+}
+
+impl Open {
+    /// Begins it.
+    pub async fn begin(cluster: &Cluster, database: &str) -> Result<Open> {
+        let client = cluster.client(database).await?;
+        client.batch_execute("BEGIN").await?;
+        let xid = scalar(&client, "SELECT pg_current_xact_id()").await?.context("it has an id")?.parse()?;
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+        Ok(Open { client, pid, xid })
+    }
+
+    /// Ends it.
+    pub async fn commit(self) -> Result<()> {
+        self.client.batch_execute("COMMIT").await.map_err(Into::into)
+    }
+
+    /// Waits until the creation of a slot waits for it.
+    async fn holds_a_slot(&self, observer: &Client) -> Result<()> {
+        until("the slot's creation waiting", LIMIT, || async {
+            let sql = "SELECT 1 FROM pg_locks WHERE NOT granted AND $1 = ANY (pg_blocking_pids(pid))";
+            Ok(observer.query_opt(sql, &[&self.pid]).await?)
+        })
+        .await
+        .map(drop)
+    }
+}
+
+/// A migration in the last step of its slot's creation: what begins now is not waited for by the slot any more.
+///
+/// A slot looks twice at what runs, and waits each time; the second look is past, and holds for one transaction.
+pub struct AtSlot {
+    /// The migration.
+    pub running: Running,
+    last: Open,
+}
+
+impl AtSlot {
+    /// Starts `crossfade run` and brings it there.
+    pub async fn start(cluster: &Cluster, database: &str, crossfade: &Crossfade) -> Result<AtSlot> {
+        let observer = cluster.client(database).await?;
+        let first = Open::begin(cluster, database).await?;
+        let running = crossfade.start(&["run"])?;
+        first.holds_a_slot(&observer).await.with_context(|| running.log_tail())?;
+        let last = Open::begin(cluster, database).await?;
+        first.commit().await?;
+        last.holds_a_slot(&observer).await.with_context(|| running.log_tail())?;
+        Ok(AtSlot { running, last })
+    }
+
+    /// Lets the slot be created; returns once it is.
+    pub async fn pass(self, cluster: &Cluster, database: &str) -> Result<Running> {
+        let observer = cluster.client(database).await?;
+        self.last.commit().await?;
+        until("the slot", LIMIT, || async {
+            let sql = "SELECT 1 FROM pg_replication_slots WHERE NOT temporary AND confirmed_flush_lsn IS NOT NULL";
+            Ok(observer.query_opt(sql, &[]).await?)
+        })
+        .await
+        .with_context(|| self.running.log_tail())?;
+        Ok(self.running)
+    }
+}
+
+/// A migration at its barrier, which waits for `gate` to end; what begins now is newer than the barrier.
+pub struct AtBarrier {
+    /// The migration.
+    pub running: Running,
+    /// What the barrier waits for.
+    pub gate: Open,
+}
+
+impl AtBarrier {
+    /// Starts `crossfade run` and brings it there. Autovacuum must be off: the next id taken is the barrier's.
+    pub async fn start(cluster: &Cluster, database: &str, crossfade: &Crossfade) -> Result<AtBarrier> {
+        ensure!(cluster.psql(database, "SHOW autovacuum")? == "off", "autovacuum takes ids");
+        let at_slot = AtSlot::start(cluster, database, crossfade).await?;
+        let gate = Open::begin(cluster, database).await?;
+        let running = at_slot.pass(cluster, database).await?;
+        let observer = cluster.client(database).await?;
+        until("the barrier's id", LIMIT, || async {
+            let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
+            let next: u64 = observer.query_one(sql, &[]).await?.get::<_, String>(0).parse()?;
+            Ok((next > gate.xid + 1).then_some(()))
+        })
+        .await
+        .with_context(|| running.log_tail())?;
+        Ok(AtBarrier { running, gate })
+    }
+}

@@ -1,0 +1,106 @@
+//! Given transactions that are under way while slot and snapshots are made: each is either in the copy or in the tail.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use crossfade_tests::standby::{self, HeldCommit};
+use crossfade_tests::startup::{AtBarrier, AtSlot};
+use crossfade_tests::{Cluster, Crossfade, World, until};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Long enough for a migration that does not wait to have copied a table of ten rows.
+const WITHOUT_BARRIER: Duration = Duration::from_secs(2);
+
+fn world() -> Result<World> {
+    // Every transaction above 64 KiB is streamed. Nobody but the test takes transaction ids.
+    let source = Cluster::build().set("autovacuum", "off").set("logical_decoding_work_mem", "64kB").start()?;
+    let world = World::of(source, Cluster::start()?, None)?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text); INSERT INTO t SELECT generate_series(1, 10)")?;
+    Ok(world)
+}
+
+/// Waits until the copy of `t` is at the target, and says how many rows it had.
+async fn copied(world: &World) -> Result<i64> {
+    let target = world.target.client("app").await?;
+    until("the copy", MINUTE, || async {
+        let sql = "SELECT sum(rows)::bigint FROM crossfade.copied WHERE name = 't' AND worker IS NOT NULL";
+        Ok(target.query_one(sql, &[]).await?.get::<_, Option<i64>>(0))
+    })
+    .await
+}
+
+async fn ends_equal(world: &World, crossfade: &Crossfade, mut run: crossfade_tests::Running, rows: &str) -> Result<()> {
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    world.expect_equal().await?;
+    let found = world.at_target("SELECT count(*) FROM t")?;
+    ensure!(found == rows, "{found} rows, not {rows}");
+    run.stop().await
+}
+
+/// Its commit record lies before the slot's start, so the tail does not have it; it is not visible, so no snapshot
+/// taken now has it. Lost without the barrier, and with one that looks at pg_snapshot_xmax.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_held_before_the_slot_starts_is_waited_for() -> Result<()> {
+    let world = world()?;
+    let crossfade = world.crossfade()?;
+    standby::require_absent(&world.source, "app").await?;
+    let at_slot = AtSlot::start(&world.source, "app", &crossfade).await?;
+    let held = HeldCommit::start(&world.source, "app", "INSERT INTO t VALUES (100)").await?;
+    let run = at_slot.pass(&world.source, "app").await?;
+    let early = tokio::time::timeout(WITHOUT_BARRIER, copied(&world)).await;
+    ensure!(early.is_err(), "the copy has begun while transaction {} was still in doubt", held.xid);
+    standby::release(&world.source).await?;
+    held.done().await?;
+    ends_equal(&world, &crossfade, run, "11").await
+}
+
+/// Its commit record is older than the table's snapshot, which does not see it. Lost if LSNs are compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_held_around_a_tables_snapshot_is_applied_from_the_tail() -> Result<()> {
+    let world = world()?;
+    let crossfade = world.crossfade()?;
+    standby::require_absent(&world.source, "app").await?;
+    let AtBarrier { running, gate } = AtBarrier::start(&world.source, "app", &crossfade).await?;
+    let held =
+        HeldCommit::start(&world.source, "app", "INSERT INTO t VALUES (100); DELETE FROM t WHERE id = 1").await?;
+    // Seen by the snapshot, and in the tail as well: applied twice if nothing is dropped.
+    world.at_source("INSERT INTO t VALUES (200); UPDATE t SET id = 300 WHERE id = 2")?;
+    gate.commit().await?;
+    ensure!(copied(&world).await? == 11, "the snapshot has other rows than thought");
+    standby::release(&world.source).await?;
+    held.done().await?;
+    ends_equal(&world, &crossfade, running, "11").await
+}
+
+/// In streamed transactions the rows carry subtransaction ids, which a snapshot does not list.
+#[tokio::test(flavor = "multi_thread")]
+async fn streamed_transactions_with_subtransactions_around_a_tables_snapshot() -> Result<()> {
+    let world = world()?;
+    let crossfade = world.crossfade()?;
+    let AtBarrier { running, gate } = AtBarrier::start(&world.source, "app", &crossfade).await?;
+    let work = |from: i32| {
+        let rows = |from: i32| {
+            format!("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series({from}, {from} + 1999) AS i;")
+        };
+        format!(
+            "BEGIN; {} SAVEPOINT a; {} RELEASE a; SAVEPOINT b; {} ROLLBACK TO b; SAVEPOINT c; {} SAVEPOINT d; {} UPDATE t SET v = 'd' WHERE id = {from};",
+            rows(from),
+            rows(from + 2000),
+            rows(from + 4000),
+            rows(from + 6000),
+            rows(from + 8000),
+        )
+    };
+    let client = || world.source.client("app");
+    let (seen, unseen, undone) = (client().await?, client().await?, client().await?);
+    seen.batch_execute(&(work(1_000_000) + "COMMIT")).await?;
+    unseen.batch_execute(&work(2_000_000)).await?;
+    undone.batch_execute(&work(3_000_000)).await?;
+    gate.commit().await?;
+    ensure!(copied(&world).await? == 8010, "the snapshot has other rows than thought");
+    unseen
+        .batch_execute("SAVEPOINT e; DELETE FROM t WHERE id = 10; ROLLBACK TO e; DELETE FROM t WHERE id = 9; COMMIT")
+        .await?;
+    undone.batch_execute("ROLLBACK").await?;
+    ends_equal(&world, &crossfade, running, "16009").await
+}
