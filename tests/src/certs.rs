@@ -8,6 +8,8 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
+use crate::folder::temp_folder;
+
 /// A certificate and its private key, as PEM files.
 #[derive(Clone, Debug)]
 pub struct KeyPairFiles {
@@ -31,7 +33,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "crossfade test authority");
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
-        let folder = TempDir::with_prefix("crossfade-ca-")?;
+        let folder = temp_folder("ca")?;
         std::fs::write(folder.path().join("ca.crt"), params.self_signed(&key)?.pem())?;
         Ok(Authority { folder, issuer: Issuer::new(params, key) })
     }

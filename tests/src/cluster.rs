@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::attached::{As, Attached, command, postgres_ids};
+use crate::folder::temp_folder;
 use crate::{Authority, KeyPairFiles, Port};
 
 /// Longer than any start or stop of a test's server takes, crash recovery included.
@@ -60,7 +61,7 @@ impl ClusterBuilder {
 
     /// Starts it.
     pub fn start(self) -> Result<Cluster> {
-        let folder = TempDir::with_prefix("crossfade-pg-")?;
+        let folder = temp_folder("pg")?;
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
         own(folder.path())?;
         let mut cluster = Cluster { folder, port: Port::reserve()?, server: None };

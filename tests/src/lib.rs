@@ -15,6 +15,7 @@ pub mod attached;
 mod certs;
 mod cluster;
 pub mod compare;
+mod folder;
 pub mod mixed;
 mod nats;
 mod pgbench;

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::attached::{As, Attached, command};
 use crate::cluster::tail;
+use crate::folder::temp_folder;
 use crate::{Authority, KeyPairFiles, Port};
 
 /// Longer than a test's store takes to be recovered.
@@ -58,7 +59,7 @@ impl NatsBuilder {
 
     /// Starts it.
     pub fn start(self) -> Result<Nats> {
-        let folder = TempDir::with_prefix("crossfade-nats-")?;
+        let folder = temp_folder("nats")?;
         let port = Port::reserve()?;
         let quoted = |text: &dyn std::fmt::Display| serde_json::Value::String(text.to_string()).to_string();
         let mut conf = format!("listen: \"127.0.0.1:{}\"\n", port.number());

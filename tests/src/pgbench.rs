@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::Cluster;
 use crate::attached::{As, Attached, command};
 use crate::cluster::{bin, run, tail};
+use crate::folder::temp_folder;
 
 /// A load by pgbench against a database: 4 clients, the standard script, as fast as it goes.
 #[derive(Clone, Debug)]
@@ -59,7 +60,7 @@ impl Pgbench {
 
     /// Starts it, for so many seconds.
     pub fn start(&self, seconds: u32) -> Result<RunningPgbench> {
-        let folder = TempDir::with_prefix("crossfade-pgbench-")?;
+        let folder = temp_folder("pgbench")?;
         let mut pgbench = command(bin("pgbench")?, As::Me, "KILL", folder.path())?;
         pgbench.args(["-n", "-j", "1", "-P", "1", "-c", &self.clients.to_string(), "-T", &seconds.to_string()]);
         if self.simple_update {

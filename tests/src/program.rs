@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::attached::{As, Attached, command};
 use crate::cluster::tail;
+use crate::folder::temp_folder;
 use crate::{PlanFile, until};
 
 /// Longer than any one-shot command takes on a test's data.
@@ -31,7 +32,7 @@ pub struct Crossfade {
 impl Crossfade {
     /// Writes the plan; starts nothing.
     pub fn new(plan: &PlanFile) -> Result<Crossfade> {
-        let folder = TempDir::with_prefix("crossfade-run-")?;
+        let folder = temp_folder("run")?;
         let file = plan.write(folder.path())?;
         Ok(Crossfade { folder, plan: file, binary: binary()?, written: plan.clone(), started: AtomicU32::new(0) })
     }

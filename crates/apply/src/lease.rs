@@ -23,20 +23,27 @@ pub(crate) async fn beat(endpoint: &Endpoint, worker: &str) -> Result<(), ApplyE
     let session = pg::connect(endpoint, "apply heartbeat").await?;
     session.batch_execute("SET synchronous_commit = off").await?;
     loop {
-        session
-            .execute(
-                "INSERT INTO crossfade.worker VALUES ($1::text, clock_timestamp())
-                 ON CONFLICT (worker) DO UPDATE SET seen_at = excluded.seen_at",
-                &[&worker],
-            )
-            .await?;
+        alive(&session, worker).await?;
         tokio::time::sleep(BEAT).await;
     }
+}
+
+async fn alive(session: &Session, worker: &str) -> Result<(), ApplyError> {
+    session
+        .execute(
+            "INSERT INTO crossfade.worker VALUES ($1::text, clock_timestamp())
+             ON CONFLICT (worker) DO UPDATE SET seen_at = excluded.seen_at",
+            &[&worker],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backend
 /// is terminated first, so that nothing of it is still under way.
 pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Lease>, ApplyError> {
+    // Before it holds anything: a holder that nobody has seen would count as silent.
+    alive(session, worker).await?;
     let row = session
         .query_one(
             "SELECT l.token, a.pid, l.worker IS NULL OR a.pid IS NULL

@@ -20,7 +20,7 @@ mod tables;
 mod tail;
 
 pub use error::ApplyError;
-pub use preflight::preflight;
-pub use remove::remove;
+pub use preflight::{Needed, preflight, preflight_source};
+pub use remove::{Removal, live_workers, remove};
 pub use run::{Job, run};
 pub use state::CHANNEL;

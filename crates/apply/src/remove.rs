@@ -1,27 +1,101 @@
+use std::time::Duration;
+
+use model::{Code, Problem};
 use pg::Session;
 
-use crate::ApplyError;
-use crate::session::origins;
+use crate::{ApplyError, session, state};
 
-/// What the plan has in the target, for people; with `really` it is removed. No table of the application is touched.
+/// Something that crossfade made at the target, besides the application's own schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// The schema `crossfade`.
+    Schema,
+    /// A replication origin.
+    Origin(String),
+}
+
+impl std::fmt::Display for Removal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Removal::Schema => f.write_str("schema crossfade"),
+            Removal::Origin(name) => write!(f, "replication origin {name}"),
+        }
+    }
+}
+
+/// How long sessions of a process that was stopped a moment ago may hold on to an origin.
+const HELD: Duration = Duration::from_secs(5);
+
+/// Apply processes of the plan that said within the last six seconds that they live.
 ///
 /// # Errors
 /// The target.
-pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<String>, ApplyError> {
+pub async fn live_workers(session: &Session, plan: &str) -> Result<Vec<String>, ApplyError> {
+    if !is_ours(session, plan).await? {
+        return Ok(Vec::new());
+    }
+    let rows = session
+        .query("SELECT worker FROM crossfade.worker WHERE seen_at > clock_timestamp() - interval '6 seconds' ORDER BY 1", &[])
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// What the plan has at the target; with `really` it is removed. No table of the application is touched.
+///
+/// # Errors
+/// The target, or an origin that a session still holds.
+pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<Removal>, ApplyError> {
     let mut found = Vec::new();
-    let prefix = origins(plan);
-    for row in session.query("SELECT roname FROM pg_replication_origin WHERE starts_with(roname, $1::text)", &[&prefix]).await? {
+    if is_ours(session, plan).await? {
+        if really {
+            session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
+        }
+        found.push(Removal::Schema);
+    }
+    let rows = session
+        .query(
+            "SELECT roname FROM pg_replication_origin WHERE starts_with(roname, $1::text) AND substr(roname, length($1::text) + 1) ~ '^[0-9]+$' ORDER BY 1",
+            &[&session::origins(plan)],
+        )
+        .await?;
+    for row in rows {
         let name: String = row.get(0);
         if really {
-            session.execute("SELECT pg_replication_origin_drop($1::text)", &[&name]).await?;
+            drop_origin(session, &name).await?;
         }
-        found.push(format!("replication origin {name}"));
-    }
-    if crate::state::exists(session).await? {
-        if really {
-            session.batch_execute("DROP SCHEMA crossfade CASCADE").await?;
-        }
-        found.push("schema crossfade".to_owned());
+        found.push(Removal::Origin(name));
     }
     Ok(found)
+}
+
+/// Waits while a session that is about to end still has it.
+async fn drop_origin(session: &Session, name: &str) -> Result<(), ApplyError> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match session.execute("SELECT pg_replication_origin_drop($1::text)", &[&name]).await.map_err(pg::PgError::from) {
+            Ok(_) => return Ok(()),
+            // object_in_use
+            Err(error) if error.sqlstate() == Some("55006") && begun.elapsed() < HELD => tokio::time::sleep(Duration::from_millis(100)).await,
+            // Somebody else has just dropped it.
+            Err(error) if error.sqlstate() == Some("42704") => return Ok(()),
+            Err(error) if error.sqlstate() == Some("55006") => {
+                return Err(Problem::new(
+                    Code::WriterRefused,
+                    format!("replication origin {name}"),
+                    format!("a session still has it: {error}"),
+                    "stop every `crossfade run` and `crossfade apply` of the plan, then run `crossfade complete --yes` again",
+                )
+                .into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The schema `crossfade` is there and says that it is this plan's.
+async fn is_ours(session: &Session, plan: &str) -> Result<bool, ApplyError> {
+    if !state::exists(session).await? {
+        return Ok(false);
+    }
+    Ok(session.query_one("SELECT EXISTS (SELECT FROM crossfade.plan WHERE name = $1::text)", &[&plan]).await?.get(0))
 }

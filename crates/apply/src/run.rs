@@ -69,7 +69,7 @@ async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -
     let Some(headers) = headers(job, stop).await? else { return Ok(()) };
     check_target(&headers, &pg::catalog::identity(&session).await?)?;
     if !state::exists(&session).await? {
-        let blocker = preflight(job, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker);
+        let blocker = preflight(&job.plan, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker);
         if let Some(blocker) = blocker {
             return Err(blocker.problem.into());
         }

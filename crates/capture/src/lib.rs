@@ -25,7 +25,7 @@ mod watch;
 pub use claim::{Streams, header, streams};
 pub use error::CaptureError;
 pub use marker::emit as emit_marker;
-pub use preflight::preflight;
+pub use preflight::{Needs, needs, preflight, preflight_log};
 pub use remove::{Removal, remove};
 pub use run::{Job, run};
 pub use slot::{SlotState, slot_name, state as slot_state};

@@ -1,12 +1,47 @@
-use model::Finding;
+//! What must be right at a source, and on the log, before anything is changed. Reads only.
+//!
+//! [`server`] looks at the server and the role, [`tables`] at what the plan selects, [`needs`] at what the target must have for it.
+
+mod needs;
+mod server;
+mod tables;
+
+use log::Log;
+use model::{Finding, Identity};
 use pg::Session;
+use plan::{Plan, Source};
 
-use crate::{CaptureError, Job};
+pub use needs::{Needs, needs};
 
-/// What must be right at the source before anything is changed, and what will hurt later.
+use crate::{CaptureError, claim, publication, select, slot};
+
+/// What must be right at the source before anything is changed, and what will hurt later. Blockers come first.
 ///
 /// # Errors
 /// The source cannot be asked.
-pub async fn preflight(_job: &Job, _session: &Session) -> Result<Vec<Finding>, CaptureError> {
-    Ok(Vec::new())
+pub async fn preflight(plan: &Plan, source: &Source, session: &Session) -> Result<Vec<Finding>, CaptureError> {
+    let slot = slot::state(session, &slot::slot_name(&plan.name, &source.name)).await?;
+    let (mut findings, role) = server::look(plan, source, session, slot.as_ref()).await?;
+    let selected = select::tables(session, source).await?;
+    let [whole, insert_only] = publication::names(&plan.name, &source.name);
+    findings.extend(tables::look(plan, source, session, &role, &selected, &[whole, insert_only]).await?);
+    // A stable sort: within a severity the order is that of the checks.
+    findings.sort_by_key(|finding| finding.severity);
+    Ok(findings)
+}
+
+/// Whether the streams that the log has under this plan's name are this plan's.
+///
+/// # Errors
+/// The log cannot be asked.
+pub async fn preflight_log(
+    log: &dyn Log,
+    plan: &Plan,
+    source: &Source,
+    identity: &Identity,
+    target: &Identity,
+) -> Result<Vec<Finding>, CaptureError> {
+    let (copy, _) = claim::streams(&plan.name, &source.name);
+    let found = claim::header(log, &copy).await?;
+    Ok(found.and_then(|header| claim::compare(&header, identity, target).err()).map(Finding::from).into_iter().collect())
 }

@@ -119,7 +119,7 @@ struct Ready {
 /// Everything that comes before the first row: identity, streams, publication, slot, gap check.
 async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
     let session = pg::connect(&job.endpoint, "capture").await?;
-    if let Some(blocker) = preflight(job, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker) {
+    if let Some(blocker) = preflight(&job.plan, &job.source, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker) {
         return Err(blocker.problem.into());
     }
     let header = claim_streams(job, &session).await?;

@@ -110,6 +110,10 @@ async fn run(running: &Running, program: &Path, arguments: &[String], section: &
         .arg(format!("--section={section}"))
         // Host, user and password go by the environment: arguments can be seen by everybody on the machine.
         .envs(endpoint.environment())
+        // Set by whoever started us, these would win over the plan's.
+        .env_remove("PGHOSTADDR")
+        .env_remove("PGSERVICE")
+        .env_remove("PGPASSFILE")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
@@ -127,7 +131,7 @@ fn failed(program: &Path, why: String) -> Problem {
 }
 
 /// A pg_dump of the source's major version or newer: on the PATH, or where Debian keeps the versions.
-fn pg_dump(major: i32) -> Result<PathBuf, Problem> {
+pub(crate) fn pg_dump(major: i32) -> Result<PathBuf, Problem> {
     let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<(i32, PathBuf)> = debian
         .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin/pg_dump"))))
@@ -154,7 +158,8 @@ fn entries(text: &str, post_data: bool) -> Vec<SchemaItem> {
                 items.push(item);
                 continue;
             }
-            if line.starts_with("--") {
+            // Comments, and what is meant for psql (`\\restrict`).
+            if line.starts_with("--") || line.starts_with('\\') {
                 continue;
             }
         }
@@ -248,7 +253,7 @@ mod tests {
 --\n-- Name: f(); Type: FUNCTION; Schema: public; Owner: me\n--\n\nCREATE FUNCTION public.f() RETURNS text\n    AS $_$\n\
 --\n-- Name: not an entry; Type: TABLE; Schema: public; Owner: me\n--\n'it''s' \"\n$_$;\n\n\n\
 --\n-- Name: t t_pkey; Type: CONSTRAINT; Schema: public; Owner: me; Tablespace: fast\n--\n\nALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id);\n\n\
---\n-- PostgreSQL database dump complete\n--\n";
+--\n-- PostgreSQL database dump complete\n--\n\n\\unrestrict key\n";
 
     #[test]
     fn a_dump_is_cut_at_its_entries_and_not_inside_of_a_function() {
@@ -256,6 +261,6 @@ mod tests {
         assert_eq!(items.iter().map(|item| item.kind.as_str()).collect::<Vec<_>>(), ["FUNCTION", "CONSTRAINT"]);
         assert!(items[0].sql.ends_with("$_$;") && items[0].sql.contains("not an entry"));
         assert_eq!((items[1].name.as_str(), items[1].owner.as_str()), ("t t_pkey", "me"));
-        assert!(items[1].sql.starts_with("ALTER TABLE ONLY"));
+        assert!(items[1].sql.starts_with("ALTER TABLE ONLY") && items[1].sql.ends_with("(id);"));
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use log::{Chain, LogError, StreamName};
-use model::{Code, Heartbeat, Lsn, Problem, Record, Seq, Writer};
+use model::{Code, Heartbeat, Lsn, Problem, Record, Writer};
 use offsets::TailPosition;
 use pg::{Frame, Replication, ReplicationStream};
 use tokio_util::sync::CancellationToken;
@@ -202,7 +202,7 @@ impl Tail {
 
     /// An append was refused. If somebody else wrote behind our back, we are not the writer any more; if the last writer is this
     /// process, an acknowledgement was lost, and it goes on from what is there.
-    async fn conflict(&self) -> CaptureError {
+    async fn conflict(&mut self) -> CaptureError {
         let log = &*self.running.job.log;
         match resume::last_writer(log, &self.name).await {
             Ok(Some(writer)) if writer.id != self.writer => Problem::new(
@@ -212,7 +212,7 @@ impl Tail {
                 "nothing: that one goes on; stop this one, or the other one if it should be this",
             )
             .into(),
-            Ok(_) => LogError::Conflict { last: Seq::ZERO }.into(),
+            Ok(_) => LogError::Unavailable("an append's acknowledgement was lost".to_owned()).into(),
             Err(error) => error.into(),
         }
     }

@@ -1,1 +1,132 @@
-fn main() {}
+//! The program: one file per command in [`commands`], the wiring of plan to parts in [`wiring`], what is checked before anything
+//! starts in [`checks`], signals in [`stop`], what people and scripts are told in [`report`]. No logic of its own.
+
+mod checks;
+mod commands;
+mod report;
+mod stop;
+mod wiring;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use model::{Code, Problem};
+use plan::Plan;
+use tracing_subscriber::EnvFilter;
+
+use crate::report::Output;
+use crate::stop::Stop;
+
+/// Moves a live Postgres database into another one while the application keeps writing.
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Arguments {
+    /// The plan file.
+    #[arg(long, global = true, value_name = "FILE", default_value = "crossfade.toml")]
+    plan: PathBuf,
+    /// Print one JSON document on stdout; logs go to stderr.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a commented plan.
+    Init,
+    /// Look at sources, log and target, changing nothing: what blocks, what warns, what to run.
+    Survey,
+    /// Capture and apply in one process.
+    Run,
+    /// Read the sources into the log.
+    Capture,
+    /// Apply the log to the target; on as many machines as wanted.
+    Apply,
+    /// Show phase, progress, lag, and the WAL that the source keeps back.
+    Status {
+        /// Go on showing it, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// End the migration: list what crossfade created and what will be removed.
+    Complete {
+        /// Remove it.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Threads for async work: waiting for servers is most of it, and more of them cost memory.
+const THREADS: usize = 4;
+
+/// How long work that cannot be cancelled (a disk) may hold up the end of the process.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, THREADS));
+    let output = Output { json: arguments.json };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let problem = Problem::new(Code::Internal, "the process", error.to_string(), "allow it more threads or files");
+            return ExitCode::from(output.failed(&problem));
+        }
+    };
+    let code = runtime.block_on(dispatch(arguments, output));
+    runtime.shutdown_timeout(FAREWELL);
+    ExitCode::from(code)
+}
+
+async fn dispatch(arguments: Arguments, output: Output) -> u8 {
+    let stop = match Stop::on_signals() {
+        Ok(stop) => stop,
+        Err(problem) => return output.failed(&problem),
+    };
+    let token = stop.token();
+    let plan = || Plan::load(&arguments.plan).map(std::sync::Arc::new);
+    // These three end with 0 when they are told to.
+    let served = match arguments.command {
+        Command::Run => match plan() {
+            Ok(plan) => Some(commands::run::run(plan, token.clone()).await),
+            Err(problem) => Some(Err(problem)),
+        },
+        Command::Capture => match plan() {
+            Ok(plan) => Some(commands::capture::run(plan, token.clone()).await),
+            Err(problem) => Some(Err(problem)),
+        },
+        Command::Apply => match plan() {
+            Ok(plan) => Some(commands::apply::run(plan, token.clone()).await),
+            Err(problem) => Some(Err(problem)),
+        },
+        Command::Init | Command::Survey | Command::Status { .. } | Command::Complete { .. } => None,
+    };
+    if let Some(result) = served {
+        return result.map_or_else(|problem| output.failed(&problem), |()| 0);
+    }
+    let once = async {
+        match arguments.command {
+            Command::Init => commands::init::run(&arguments.plan, output),
+            Command::Survey => commands::survey::run(plan()?, output).await,
+            Command::Status { watch } => commands::status::run(plan()?, watch, output).await,
+            Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
+            Command::Run | Command::Capture | Command::Apply => Ok(0),
+        }
+    };
+    tokio::select! {
+        biased;
+        () = token.cancelled() => stop.exit_code(),
+        result = once => result.unwrap_or_else(|problem| output.failed(&problem)),
+    }
+}

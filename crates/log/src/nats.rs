@@ -62,6 +62,12 @@ impl Nats {
     pub async fn connect(options: &NatsOptions) -> Result<Nats, LogError> {
         Ok(Nats { shared: Arc::new(connect::connect(options).await?) })
     }
+
+    /// The server's version, `2.9.10`. With replicas, one before 2.10 may, after a restart, apply appends once more that
+    /// it had refused.
+    pub fn server_version(&self) -> String {
+        self.shared.context.client().server_info().version
+    }
 }
 
 impl Shared {

@@ -1,19 +1,20 @@
-//! What every log promises, held against each of them; and what only one of them can show.
+//! What every log promises, held against each of them. What only JetStream can show is in jetstream.rs.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod server;
+mod stream;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream;
 use bytes::Bytes;
 use crossfade_log::{
-    Chain, Embedded, Log, LogError, Nats, NatsOptions, RecordReader, StreamKind, StreamName, append_record, get_record,
+    Embedded, Log, LogError, Nats, NatsOptions, RecordReader, StreamKind, StreamName, append_record, get_record,
     push_record,
 };
 use model::{Chunk, Record, Seq, TableName, Writer};
 use server::Server;
+use stream::{read, tail, text, written};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -62,33 +63,6 @@ over_both! {
     durable_follows_acked
     a_removed_stream_is_gone_and_starts_from_one_again
     a_stream_that_is_not_there_is_told_as_such
-}
-
-fn tail() -> StreamName {
-    StreamName::new("shop", "main", StreamKind::Tail)
-}
-
-fn text(n: u64) -> Bytes {
-    Bytes::from(format!("message {n}"))
-}
-
-/// A chain that has written messages 1 to `n`.
-async fn written(log: &dyn Log, n: u64) -> Box<dyn Chain> {
-    log.create(&tail()).await.unwrap();
-    let mut chain = log.chain(&tail(), Seq::ZERO).await.unwrap();
-    for i in 1..=n {
-        assert_eq!(chain.push(text(i)).await.unwrap(), Seq(i));
-    }
-    assert_eq!(chain.settle().await.unwrap(), Seq(n));
-    chain
-}
-
-async fn read(log: &dyn Log, from: u64, to: u64) {
-    let mut reader = log.read(&tail(), Seq(from)).await.unwrap();
-    for n in from..=to {
-        let message = timeout(Duration::from_secs(10), reader.next()).await.unwrap().unwrap();
-        assert_eq!((message.seq, message.payload), (Seq(n), text(n)));
-    }
 }
 
 async fn what_was_appended_is_read_got_and_last(log: Arc<dyn Log>) {
@@ -292,215 +266,6 @@ async fn a_stream_that_is_not_there_is_told_as_such(log: Arc<dyn Log>) {
     assert!(matches!(log.append(&tail(), text(1)).await, Err(LogError::NoStream)));
     assert!(matches!(log.read(&tail(), Seq(1)).await, Err(LogError::NoStream)));
     assert!(log.create(&StreamName::new("a.b", "main", StreamKind::Tail)).await.is_err());
-}
-
-/// JetStream as an operator has it in hand.
-async fn operator(server: &Server) -> jetstream::Context {
-    jetstream::new(async_nats::connect(server.url()).await.unwrap())
-}
-
-#[tokio::test]
-async fn purged_messages_are_missing_and_not_skipped() {
-    let server = Server::start();
-    let log = Nats::connect(&NatsOptions::new(server.url())).await.unwrap();
-    written(&log, 20).await;
-    let stream = operator(&server).await.get_stream(tail().to_string()).await.unwrap();
-    stream.purge().sequence(10).await.unwrap();
-    assert_eq!(log.state(&tail()).await.unwrap().unwrap().first, Seq(10));
-    assert!(matches!(log.read(&tail(), Seq(9)).await, Err(LogError::Missing { seq: Seq(9), first: Seq(10) })));
-    assert!(matches!(log.get(&tail(), Seq(9)).await, Err(LogError::Missing { seq: Seq(9), first: Seq(10) })));
-    read(&log, 10, 20).await;
-    // In the middle, under a reader that is before it.
-    stream.delete_message(15).await.unwrap();
-    let mut reader = log.read(&tail(), Seq(10)).await.unwrap();
-    for n in 10..15 {
-        assert_eq!(reader.next().await.unwrap().seq, Seq(n));
-    }
-    for _ in 0..2 {
-        let missing = timeout(Duration::from_secs(5), reader.next()).await.unwrap();
-        assert!(matches!(missing, Err(LogError::Missing { seq: Seq(15), .. })), "{missing:?}");
-    }
-    // Everything, under a reader that waits at the end: the next append goes through all the same.
-    let mut reader = log.read(&tail(), Seq(21)).await.unwrap();
-    assert!(timeout(Duration::from_millis(50), reader.next()).await.is_err());
-    let mut behind = log.read(&tail(), Seq(20)).await.unwrap();
-    stream.purge().await.unwrap();
-    let mut chain = log.chain(&tail(), Seq(20)).await.unwrap();
-    chain.push(text(21)).await.unwrap();
-    assert_eq!(chain.settle().await.unwrap(), Seq(21));
-    assert_eq!(reader.next().await.unwrap().seq, Seq(21));
-    let missing = timeout(Duration::from_secs(5), behind.next()).await.unwrap();
-    assert!(matches!(missing, Err(LogError::Missing { seq: Seq(20), first: Seq(21) })), "{missing:?}");
-}
-
-#[tokio::test]
-async fn a_full_stream_refuses_loses_nothing_and_accepts_again_after_room() {
-    let server = Server::start();
-    let options = NatsOptions { max_bytes: Some(1 << 20), ..NatsOptions::new(server.url()) };
-    let log = Nats::connect(&options).await.unwrap();
-    log.create(&tail()).await.unwrap();
-    let payload = Bytes::from(vec![1; 100 << 10]);
-    let mut chain = log.chain(&tail(), Seq::ZERO).await.unwrap();
-    for _ in 0..20 {
-        if chain.push(payload.clone()).await.is_err() {
-            break;
-        }
-    }
-    let refused = chain.settle().await.unwrap_err();
-    assert!(matches!(refused, LogError::Full) && refused.retry(), "{refused:?}");
-    let state = log.state(&tail()).await.unwrap().unwrap();
-    assert_eq!((state.first, state.last, state.messages), (Seq(1), Seq(10), 10));
-    assert!(matches!(log.append(&tail(), payload.clone()).await, Err(LogError::Full)));
-    // More room in the plan reaches the stream; less does not.
-    for max_bytes in [2 << 20, 1 << 20] {
-        let options = NatsOptions { max_bytes: Some(max_bytes), ..options.clone() };
-        Nats::connect(&options).await.unwrap().create(&tail()).await.unwrap();
-    }
-    let mut chain = log.chain(&tail(), state.last).await.unwrap();
-    chain.push(payload.clone()).await.unwrap();
-    assert_eq!(chain.settle().await.unwrap(), Seq(11));
-    assert_eq!(log.state(&tail()).await.unwrap().unwrap().first, Seq(1));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reader_and_writer_survive_a_restart_of_the_server() {
-    let mut server = Server::start();
-    let log = Nats::connect(&NatsOptions::new(server.url())).await.unwrap();
-    let mut chain = written(&log, 50).await;
-    let mut reader = log.read(&tail(), Seq(1)).await.unwrap();
-    for n in 1..=20 {
-        assert_eq!(reader.next().await.unwrap().seq, Seq(n));
-    }
-    server.kill();
-    chain.push(text(51)).await.unwrap();
-    assert!(timeout(Duration::from_secs(20), chain.settle()).await.unwrap().unwrap_err().retry());
-    let reading = tokio::spawn(async move {
-        for n in 21..=60 {
-            let message = reader.next().await.unwrap();
-            assert_eq!((message.seq, message.payload), (Seq(n), text(n)));
-        }
-        Instant::now()
-    });
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    server.up();
-    let last = loop {
-        match log.last(&tail()).await {
-            Ok(last) => break last.unwrap().seq,
-            Err(error) => assert!(error.retry(), "{error:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    // Message 51 may or may not have been on its way.
-    let mut chain = log.chain(&tail(), last).await.unwrap();
-    for n in last.0 + 1..=60 {
-        chain.push(text(n)).await.unwrap();
-    }
-    chain.settle().await.unwrap();
-    let written = Instant::now();
-    let read = timeout(Duration::from_secs(20), reading).await.unwrap().unwrap();
-    assert!(read.saturating_duration_since(written) < Duration::from_secs(5));
-}
-
-#[tokio::test]
-async fn an_ack_is_not_durable_before_log_sync_has_passed() {
-    let server = Server::start();
-    let options = NatsOptions { sync: Duration::from_secs(2), ..NatsOptions::new(server.url()) };
-    let log = Nats::connect(&options).await.unwrap();
-    let start = Instant::now();
-    let mut chain = written(&log, 3).await;
-    assert_eq!(chain.acked().unwrap(), Seq(3));
-    while chain.durable().unwrap() < Seq(3) {
-        assert!(start.elapsed() < Duration::from_secs(5), "never durable");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(start.elapsed() >= Duration::from_secs(2), "durable after {:?}", start.elapsed());
-    let always = NatsOptions { sync: Duration::ZERO, ..options };
-    let mut chain = Nats::connect(&always).await.unwrap().chain(&tail(), Seq(3)).await.unwrap();
-    chain.push(text(4)).await.unwrap();
-    chain.settle().await.unwrap();
-    assert_eq!(chain.durable().unwrap(), Seq(4));
-}
-
-#[tokio::test]
-async fn a_stream_that_would_discard_is_refused_by_name() {
-    let server = Server::start();
-    let log = Nats::connect(&NatsOptions::new(server.url())).await.unwrap();
-    let config = jetstream::stream::Config {
-        name: tail().to_string(),
-        subjects: vec![tail().subject()],
-        max_age: Duration::from_secs(3600),
-        ..jetstream::stream::Config::default()
-    };
-    operator(&server).await.create_stream(config).await.unwrap();
-    let Err(LogError::Settings { stream, differs }) = log.create(&tail()).await else { panic!("taken") };
-    assert_eq!(stream, "CROSSFADE_shop_main_TAIL");
-    for setting in ["max_age", "discard", "allow_direct"] {
-        assert!(differs.contains(setting), "{differs}");
-    }
-    // Names that come out the same do not share a stream.
-    log.create(&StreamName::new("a_b", "c", StreamKind::Copy)).await.unwrap();
-    let Err(LogError::Settings { differs, .. }) = log.create(&StreamName::new("a", "b_c", StreamKind::Copy)).await
-    else {
-        panic!("shared");
-    };
-    assert!(differs.contains("crossfade.a_b.c.copy"), "{differs}");
-}
-
-#[tokio::test]
-async fn no_consumer_is_left_behind() {
-    let server = Server::start();
-    let log = Nats::connect(&NatsOptions::new(server.url())).await.unwrap();
-    written(&log, 10).await;
-    for _ in 0..5 {
-        read(&log, 1, 10).await;
-    }
-    let mut stream = operator(&server).await.get_stream(tail().to_string()).await.unwrap();
-    let start = Instant::now();
-    while stream.info().await.unwrap().state.consumer_count > 0 {
-        assert!(start.elapsed() < Duration::from_secs(5), "consumers stay");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replicated_stream_keeps_its_promises_when_a_server_dies() {
-    let mut servers = Server::cluster();
-    let url = servers.iter().map(Server::url).collect::<Vec<_>>().join(",");
-    let options = NatsOptions { replicas: 3, sync: Duration::ZERO, ..NatsOptions::new(url) };
-    let start = Instant::now();
-    let log: Arc<dyn Log> = loop {
-        // Until the cluster has a leader.
-        match Nats::connect(&options).await {
-            Ok(log) if log.create(&tail()).await.is_ok() => break Arc::new(log),
-            _ => assert!(start.elapsed() < Duration::from_secs(60), "the cluster does not come up"),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
-    written(&*log, 100).await;
-    let mut reader = log.read(&tail(), Seq(1)).await.unwrap();
-    for dies in 0..3 {
-        servers[dies].kill();
-        let start = Instant::now();
-        // Until there is a leader again. Servers before 2.10 may apply appends that they refused once more after a
-        // restart, so none is to be refused here.
-        let last = loop {
-            match log.last(&tail()).await {
-                Ok(last) => break last.unwrap().seq,
-                Err(error) => assert!(error.retry() && start.elapsed() < Duration::from_secs(60), "{error:?}"),
-            }
-        };
-        assert_eq!(last, Seq(100 * (dies as u64 + 1)), "acknowledged, and lost with one server");
-        let mut chain = log.chain(&tail(), last).await.unwrap();
-        for n in last.0 + 1..=last.0 + 100 {
-            chain.push(text(n)).await.unwrap();
-        }
-        chain.settle().await.unwrap();
-        servers[dies].up();
-        for n in last.0 - 99..=last.0 {
-            let message = timeout(Duration::from_secs(60), reader.next()).await.unwrap().unwrap();
-            assert_eq!((message.seq, message.payload), (Seq(n), text(n)));
-        }
-    }
 }
 
 #[tokio::test]

@@ -31,6 +31,25 @@ pub struct Finding {
     pub problem: Problem,
 }
 
+impl Finding {
+    /// One that keeps crossfade from starting.
+    pub fn blocker(code: Code, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Problem::new(code, what, why, next).into()
+    }
+
+    /// One that will hurt later.
+    pub fn warning(code: Code, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
+        Finding { severity: Severity::Warning, problem: Problem::new(code, what, why, next) }
+    }
+}
+
+impl From<Problem> for Finding {
+    /// A blocker.
+    fn from(problem: Problem) -> Self {
+        Finding { severity: Severity::Blocker, problem }
+    }
+}
+
 /// How bad a [`Finding`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {

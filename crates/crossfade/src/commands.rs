@@ -1,0 +1,10 @@
+//! One file per command. Each takes the checked plan and says how it went: an exit code, or the problem that ended it.
+
+pub(crate) mod apply;
+pub(crate) mod capture;
+pub(crate) mod complete;
+pub(crate) mod init;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod supervise;
+pub(crate) mod survey;

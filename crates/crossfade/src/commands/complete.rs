@@ -1,0 +1,102 @@
+use std::sync::Arc;
+
+use ::log::Log;
+use model::{Code, Problem, Seq};
+use pg::Session;
+use plan::Plan;
+use serde_json::{Value, json};
+
+use crate::report::{self, Output};
+use crate::wiring;
+
+/// Lists what crossfade created, and with `yes` removes it. Works at any phase, and again.
+pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8, Problem> {
+    // Everything must be there to be asked before anything is removed: what would stay behind is told now.
+    let target = pg::connect(&wiring::target(&plan)?, "complete").await?;
+    let mut sources = Vec::new();
+    for source in &plan.sources {
+        sources.push((source.name.clone(), pg::connect(&wiring::source(source)?, "complete").await?));
+    }
+    let log = wiring::read_log(&plan).await?;
+    let live = live(&plan, &target, &sources).await?;
+    if yes && !live.is_empty() {
+        return Err(Problem::new(
+            Code::WriterRefused,
+            format!("plan {:?}", plan.name),
+            format!("it is running: {}", live.join(", ")),
+            "stop `crossfade run`, `capture` and `apply` of the plan (SIGTERM), then run `crossfade complete --yes` again",
+        ));
+    }
+    let log = match log {
+        Some(_) if yes => Some(wiring::open_log(&plan).await?),
+        log => log,
+    };
+    // The source first: it is what the WAL is kept back at.
+    let mut found = Vec::new();
+    for (name, session) in &sources {
+        let removed = capture::remove(session, &plan.name, name, yes).await?;
+        found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
+    }
+    let removed = apply::remove(&target, &plan.name, yes).await?;
+    found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
+    if let Some(log) = log {
+        found.extend(streams(&plan, &*log, yes).await?);
+    }
+    let document = json!({ "plan": plan.name, "removed": yes, "found": found, "running": live });
+    if output.json {
+        output.print(&document);
+    } else {
+        output.text(&text(&found, &live, yes));
+    }
+    if yes {
+        report::keep(&plan, "complete", &document);
+    }
+    Ok(0)
+}
+
+fn entry(place: &str, thing: &str) -> Value {
+    json!({ "where": place, "what": thing })
+}
+
+/// Processes of the plan that work now.
+async fn live(plan: &Plan, target: &Session, sources: &[(String, Session)]) -> Result<Vec<String>, Problem> {
+    let mut live: Vec<String> =
+        apply::live_workers(target, &plan.name).await?.into_iter().map(|worker| format!("apply {worker}")).collect();
+    for (name, session) in sources {
+        let slot = capture::slot_state(session, &capture::slot_name(&plan.name, name)).await.map_err(pg::PgError::from)?;
+        live.extend(slot.and_then(|slot| slot.active_pid).map(|pid| format!("capture of {name} (the source's walsender {pid})")));
+    }
+    Ok(live)
+}
+
+/// The plan's streams on the log. Those that another plan of this name has written are left alone.
+async fn streams(plan: &Plan, log: &dyn Log, yes: bool) -> Result<Vec<Value>, Problem> {
+    let mut found = Vec::new();
+    for source in &plan.sources {
+        let (copy, tail) = capture::streams(&plan.name, &source.name);
+        for stream in [copy, tail] {
+            let Some(state) = log.state(&stream).await? else { continue };
+            if yes {
+                log.remove(&stream).await?;
+            }
+            if state.last > Seq::ZERO || !yes {
+                found.push(entry(&format!("log {}", log.describe()), &format!("stream {stream}, {} messages", state.messages)));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn text(found: &[Value], live: &[String], yes: bool) -> String {
+    let line = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let mut text: String =
+        found.iter().map(|entry| format!("{:<14} {}\n", line(entry, "where"), line(entry, "what"))).collect();
+    for process in live {
+        text += &format!("running: {process}; stop it first\n");
+    }
+    text + match (found.is_empty(), yes) {
+        (true, _) => "nothing of this plan is left\n",
+        (false, true) => "removed; the application's tables are as they were\n",
+        (false, false) => "`crossfade complete --yes` removes this, and no table of the application\n",
+    }
+}

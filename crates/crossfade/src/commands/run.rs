@@ -1,0 +1,31 @@
+use std::sync::Arc;
+
+use model::Problem;
+use plan::Plan;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::supervise::supervise;
+use crate::{checks, wiring};
+
+/// Capture and apply in one process, until `stop`.
+pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), Problem> {
+    let prepare = async {
+        wiring::state_dir(&plan)?;
+        let log = wiring::open_log(&plan).await?;
+        let target = checks::before_capture(&plan, &log).await?;
+        Ok::<_, Problem>((wiring::captures(&plan, &log, &target)?, wiring::applier(&plan, &log)?))
+    };
+    let (captures, applier) = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        prepared = prepare => prepared?,
+    };
+    let stop = stop.child_token();
+    let mut parts = JoinSet::new();
+    for job in captures {
+        parts.spawn(capture::run(job, stop.clone()));
+    }
+    parts.spawn(apply::run(applier, stop.clone()));
+    supervise(parts, stop).await
+}

@@ -1,0 +1,66 @@
+//! Given a migration in any phase: `complete` says what it would remove, and with `--yes` removes it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use crossfade_tests::{World, until};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const AT_SOURCE: &str = "SELECT 'slot ' || slot_name FROM pg_replication_slots
+    UNION ALL SELECT 'publication ' || pubname FROM pg_publication
+    UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname = 'crossfade'
+    UNION ALL SELECT 'trigger ' || evtname FROM pg_event_trigger";
+const AT_TARGET: &str = "SELECT nspname FROM pg_namespace WHERE nspname = 'crossfade'
+    UNION ALL SELECT roname FROM pg_replication_origin";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_it_follows() -> Result<()> {
+    let world = World::with_nats()?;
+    world
+        .at_source("CREATE TABLE t (id integer PRIMARY KEY); CREATE TABLE log (what text); INSERT INTO t VALUES (1)")?;
+    let crossfade = crossfade_tests::Crossfade::new(&world.plan().identity("public.log", "insert_only"))?;
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    run.stop().await?;
+    let before = world.at_source(AT_SOURCE)?;
+    ensure!(before.contains("slot") && before.contains("publication"), "{before}");
+
+    let listed = crossfade.run(&["complete"]).await?;
+    ensure!(listed.status.code() != Some(2), "{listed:?}");
+    for line in before.lines() {
+        let name = line.split(' ').nth(1).unwrap_or_default();
+        ensure!(listed.stdout.contains(name), "{name} is not listed: {listed:?}");
+    }
+    ensure!(world.at_source(AT_SOURCE)? == before, "it removed something without --yes");
+
+    let done = crossfade.run(&["complete", "--yes"]).await?;
+    ensure!(done.status.success(), "{done:?}");
+    ensure!(world.at_source(AT_SOURCE)?.is_empty() && world.at_target(AT_TARGET)?.is_empty());
+    // The migrated data stays.
+    ensure!(world.at_target("SELECT count(*) FROM t")? == "1");
+    // Once more is no error.
+    let again = crossfade.run(&["complete", "--yes"]).await?;
+    ensure!(again.status.success(), "{again:?}");
+    Ok(())
+}
+
+/// Before a cutover that is how one gives up.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_it_was_killed_in_the_copy() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
+    let lock = world.source.client("app").await?;
+    let crossfade = world.crossfade()?;
+    lock.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await?;
+    let mut run = crossfade.start(&["run"])?;
+    until("the slot", MINUTE, || async {
+        Ok(world.source.client("app").await?.query_opt("SELECT 1 FROM pg_replication_slots", &[]).await?)
+    })
+    .await?;
+    run.kill9()?;
+    lock.batch_execute("ROLLBACK").await?;
+    let done = crossfade.run(&["complete", "--yes"]).await?;
+    ensure!(done.status.success(), "{done:?}");
+    ensure!(world.at_source(AT_SOURCE)?.is_empty() && world.at_target(AT_TARGET)?.is_empty());
+    Ok(())
+}
