@@ -56,8 +56,10 @@ pub async fn theirs(world: &World, theirs: &Theirs, load: &Pgbench) -> Result<La
 async fn measure(world: &World, database: &str, load: &Pgbench) -> Result<Lag> {
     let (source, target) = (world.source.client("app").await?, world.target.client(database).await?);
     let newest = "SELECT coalesce(max(id), 0) FROM probe";
+    // It follows, and nothing is left from before.
+    source.execute("INSERT INTO probe SELECT coalesce(max(id), 0) + 1 FROM probe", &[]).await?;
     let first: i64 = source.query_one(newest, &[]).await?.get(0);
-    until("nothing left from before", PATIENCE, || async {
+    until("changes that arrive", PATIENCE, || async {
         Ok((target.query_one(newest, &[]).await?.get::<_, i64>(0) >= first).then_some(()))
     })
     .await?;

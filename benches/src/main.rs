@@ -54,7 +54,10 @@ async fn bench() -> Result<Report> {
         Ok(text) => text.parse().context("BENCH_RUNS is a number")?,
         Err(_) => 3_usize,
     };
-    let cluster = || Cluster::build().durable().set("shared_buffers", "256MB").start();
+    // Workers of subscriptions start at most every five seconds by default: a pause that says nothing of the work.
+    let cluster = || {
+        Cluster::build().durable().set("shared_buffers", "256MB").set("wal_retrieve_retry_interval", "100ms").start()
+    };
     let world = World::of(cluster()?, cluster()?, Some(Nats::start()?))?;
     say(&format!("filling the source: pgbench, scale {SCALE}"));
     let load = Pgbench::new(&world.source, "app").clients(8).simple_update();

@@ -3,7 +3,8 @@ use std::io::{Seek as _, Write as _};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -71,6 +72,7 @@ impl ClusterBuilder {
             .arg(cluster.data()));
         copied.context("copy the template cluster")?;
         std::fs::set_permissions(cluster.data(), Permissions::from_mode(0o700))?;
+        cluster.become_another()?;
         cluster.configure(&self)?;
         cluster.boot()?;
         if let Some(password) = &self.password {
@@ -236,6 +238,20 @@ impl Cluster {
         let text = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let mut lines = text.lines();
         lines.next() == Some(&pid.to_string()) && lines.nth(6).is_some_and(|status| status.trim() == "ready")
+    }
+
+    /// Gives the copy an identity of its own: clusters are told apart by their system identifier. It stands at the
+    /// beginning of pg_control, whose checksum is wrong then; `pg_resetwal -f` takes it nevertheless, and carries it over
+    /// into the WAL.
+    fn become_another(&self) -> Result<()> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        let number = u64::from(std::process::id()) << 10 | NEXT.fetch_add(1, Ordering::Relaxed) & 0x3FF;
+        let identifier = seconds << 32 | number & 0xFFFF_FFFF;
+        let mut control = File::options().write(true).open(self.data().join("global/pg_control"))?;
+        control.write_all(&identifier.to_ne_bytes())?;
+        let mut reset = command(bin("pg_resetwal")?, As::Postgres, "KILL", self.folder.path())?;
+        run(reset.arg("-f").arg("-D").arg(self.data())).map(drop)
     }
 
     fn configure(&self, builder: &ClusterBuilder) -> Result<()> {

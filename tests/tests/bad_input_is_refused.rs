@@ -156,6 +156,7 @@ async fn a_secret_that_is_not_there_and_a_server_that_is_not() -> Result<()> {
     let plan = PlanFile::new("shop", "$CROSSFADE_TEST_UNSET", &world.target_url());
     refuses(&world, &plan, "secret_missing", &["CROSSFADE_TEST_UNSET"]).await?;
     let nobody = crossfade_tests::Port::reserve()?;
-    let plan = PlanFile::new("shop", &world.source_url(), &format!("postgres://127.0.0.1:{}/app", nobody.number()));
+    let plan =
+        PlanFile::new("shop", &world.source_url(), &format!("postgres://postgres@127.0.0.1:{}/app", nobody.number()));
     refuses(&world, &plan, "connection_failed", &[&nobody.number().to_string()]).await
 }

@@ -41,7 +41,7 @@ pub async fn preflight_log(
     identity: &Identity,
     target: &Identity,
 ) -> Result<Vec<Finding>, CaptureError> {
-    let (copy, _) = claim::streams(&plan.name, &source.name);
+    let claim::Streams { copy, .. } = claim::streams(&plan.name, &source.name);
     let found = claim::header(log, &copy).await?;
     Ok(found.and_then(|header| claim::compare(&header, identity, target).err()).map(Finding::from).into_iter().collect())
 }

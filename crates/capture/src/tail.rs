@@ -33,6 +33,10 @@ use crate::{CaptureError, claim, publication, slot};
 /// kept back at the source grows by no more than this.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How long a transaction may wait for others to share its message: some milliseconds are nothing to those who watch lag, and save nine
+/// tenths of the messages under load.
+const LINGER: Duration = Duration::from_millis(5);
+
 /// After how much idle time the log is told that there is nothing new, so that the source may recycle WAL that is not ours.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -133,19 +137,24 @@ impl Tail {
         }
     }
 
-    /// Takes a frame and all that has come in behind it, then hands on what is complete: many small transactions share a record
-    /// under load, and none waits when there is no load.
+    /// Takes a frame and what comes in behind it, then hands on what is complete: many small transactions share a record, and none
+    /// waits for others longer than [`LINGER`]. A marker does not wait at all, for somebody waits for it.
     async fn take(&mut self, frame: Frame) -> Result<(), CaptureError> {
-        let mut next = Some(Ok(frame));
+        let until = tokio::time::Instant::now() + LINGER;
+        let mut next = Some(frame);
         while let Some(frame) = next {
-            match frame? {
+            match frame {
                 Frame::Data { payload, .. } => self.assembler.take(payload, &mut self.packer)?,
                 Frame::Keepalive { end, reply } => self.keepalive(end, reply).await?,
             }
             if self.packer.full() {
                 break;
             }
-            next = self.stream.next().now_or_never();
+            next = match self.stream.next().now_or_never() {
+                Some(frame) => Some(frame?),
+                None if !self.packer.may_wait() => None,
+                None => tokio::time::timeout_at(until, self.stream.next()).await.ok().transpose()?,
+            };
         }
         self.append().await
     }

@@ -79,13 +79,13 @@ pub(crate) async fn everything(plan: &Plan, log: Option<&dyn Log>) -> Result<Loo
             }
         };
         findings.extend(twice(source, &needs, &mut names));
-        let Some((session, target)) = &target else { continue };
-        if needs.identity == *target {
+        let Some((target_session, target)) = &target else { continue };
+        if needs.identity == *target && same_server(&session, target_session).await {
             findings.extend(onto_itself(plan, source, &needs));
         } else if usable {
             let capture::Needs { tables, owners, grantees, extensions, .. } = &needs;
             let needed = apply::Needed { tables, owners, grantees, extensions };
-            take(&mut findings, apply::preflight_source(plan, session, needed).await);
+            take(&mut findings, apply::preflight_source(plan, target_session, needed).await);
         }
     }
     if reached_all {
@@ -131,6 +131,16 @@ fn twice<'a>(source: &'a Source, needs: &capture::Needs, names: &mut BTreeMap<Ta
         }
     }
     findings
+}
+
+/// Whether two sessions are on one running server. A server made from a base backup of another has its system identifier, so
+/// that alone does not tell.
+async fn same_server(one: &Session, other: &Session) -> bool {
+    const STARTED: &str = "SELECT pg_postmaster_start_time()::text";
+    match tokio::join!(one.query_one(STARTED, &[]), other.query_one(STARTED, &[])) {
+        (Ok(one), Ok(other)) => one.get::<_, &str>(0) == other.get::<_, &str>(0),
+        _ => false,
+    }
 }
 
 /// Source and target are one database, under whatever names: each table would be its own target.

@@ -121,6 +121,7 @@ pub(crate) fn captures(plan: &Arc<Plan>, log: &Arc<dyn Log>, target: &Identity) 
                 offsets: offsets.clone(),
                 target: target.clone(),
                 nonce: nonce.clone(),
+                worker: worker(),
             })
         })
         .collect()
@@ -128,10 +129,11 @@ pub(crate) fn captures(plan: &Arc<Plan>, log: &Arc<dyn Log>, target: &Identity) 
 
 /// What applies the log to the target.
 pub(crate) fn applier(plan: &Arc<Plan>, log: &Arc<dyn Log>) -> Result<apply::Job, Problem> {
-    let worker = format!("{}:{}", host(), std::process::id());
-    Ok(apply::Job { plan: Arc::clone(plan), endpoint: target(plan)?, log: Arc::clone(log), worker })
+    Ok(apply::Job { plan: Arc::clone(plan), endpoint: target(plan)?, log: Arc::clone(log), worker: worker() })
 }
 
-fn host() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
+/// `host:pid`.
+fn worker() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    format!("{}:{}", host.as_deref().unwrap_or("localhost"), std::process::id())
 }

@@ -1,1 +1,17 @@
-//! .
+//! How a migration stands: one model ([`Status`]), gathered from the plan alone ([`Gather`]), shown as text ([`text`]), progress bars
+//! ([`Bars`]) or JSON. Works from any machine, and while parts are down: what is not known is absent, and a warning says why.
+//!
+//! [`source`], [`target`] and [`backlog`] each ask one of the three places.
+
+mod backlog;
+mod bars;
+mod gather;
+mod model;
+mod source;
+mod target;
+mod text;
+
+pub use bars::Bars;
+pub use gather::Gather;
+pub use model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Warning};
+pub use text::text;

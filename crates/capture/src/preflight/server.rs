@@ -10,14 +10,13 @@ const OLDEST: u32 = 140_000;
 /// The role that crossfade logs in as.
 pub(super) struct Role {
     pub name: String,
-    pub superuser: bool,
 }
 
 const FACTS: &str = "
 SELECT current_setting('wal_level') AS wal_level, current_setting('max_replication_slots')::int4 AS max_slots,
        (SELECT count(*) FROM pg_replication_slots)::int4 AS slots,
        current_setting('max_wal_senders')::int4 AS max_senders, (SELECT count(*) FROM pg_stat_replication)::int4 AS senders,
-       r.rolname::text AS role, r.rolsuper AS superuser,
+       r.rolname::text AS role,
        r.rolsuper OR r.rolreplication OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication' AND pg_has_role(m.oid, 'MEMBER'))
          AS may_replicate,
        has_database_privilege(current_database(), 'CREATE') AS may_create, current_database()::text AS database,
@@ -37,7 +36,7 @@ pub(super) async fn look(
     let version = session.server_version();
     let publications = crate::publication::names(&plan.name, &source.name).to_vec();
     let row = session.query_one(FACTS, &[&publications]).await?;
-    let role = Role { name: row.get("role"), superuser: row.get("superuser") };
+    let role = Role { name: row.get("role") };
     let quoted = quote::ident(&role.name);
     let mut findings = Vec::new();
     if version < OLDEST {

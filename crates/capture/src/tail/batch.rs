@@ -15,6 +15,8 @@ pub(super) struct Packer {
     complete: Option<Lsn>,
     /// The last part of `batch` is of a transaction that is still coming in.
     open: bool,
+    /// A marker is in it.
+    urgent: bool,
     ready: VecDeque<(Batch, Option<Lsn>)>,
 }
 
@@ -29,6 +31,7 @@ impl Packer {
             bytes: 0,
             complete: None,
             open: false,
+            urgent: false,
             ready: VecDeque::new(),
         }
     }
@@ -49,6 +52,7 @@ impl Packer {
             }
         }
         self.bytes += size(&change);
+        self.urgent |= matches!(change, Change::Marker(_));
         if let Some(part) = self.batch.parts.last_mut() {
             part.changes.push(change);
         }
@@ -87,6 +91,7 @@ impl Packer {
             self.batch.parts.extend(rest);
             return;
         }
+        self.urgent = false;
         let next = Batch { writer: self.writer.clone(), ..Batch::default() };
         let mut done = std::mem::replace(&mut self.batch, next);
         if let Some(part) = rest {
@@ -100,6 +105,11 @@ impl Packer {
         }
         done.parts.retain(|part| part.first || part.end_lsn.is_some() || !part.changes.is_empty());
         self.ready.push_back((done, self.complete.take()));
+    }
+
+    /// There is something, and nobody waits for it.
+    pub fn may_wait(&self) -> bool {
+        !self.batch.parts.is_empty() && self.ready.is_empty() && !self.urgent
     }
 
     /// Enough is ready to be appended before more is read.

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use ::log::Log;
-use model::{Code, Problem, Seq};
+use model::{Code, Identity, Problem, Seq};
 use pg::Session;
 use plan::Plan;
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
     let removed = apply::remove(&target, &plan.name, yes).await?;
     found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     if let Some(log) = log {
-        found.extend(streams(&plan, &*log, yes).await?);
+        found.extend(streams(&plan, &*log, &pg::catalog::identity(&target).await.map_err(pg::PgError::from)?, yes).await?);
     }
     let document = json!({ "plan": plan.name, "removed": yes, "found": found, "running": live });
     if output.json {
@@ -70,11 +70,16 @@ async fn live(plan: &Plan, target: &Session, sources: &[(String, Session)]) -> R
 }
 
 /// The plan's streams on the log. Those that another plan of this name has written are left alone.
-async fn streams(plan: &Plan, log: &dyn Log, yes: bool) -> Result<Vec<Value>, Problem> {
+async fn streams(plan: &Plan, log: &dyn Log, target: &Identity, yes: bool) -> Result<Vec<Value>, Problem> {
     let mut found = Vec::new();
     for source in &plan.sources {
-        let (copy, tail) = capture::streams(&plan.name, &source.name);
-        for stream in [copy, tail] {
+        let capture::Streams { copy, chunks, tail } = capture::streams(&plan.name, &source.name);
+        if capture::header(log, &copy).await?.is_some_and(|header| header.target_identity != *target) {
+            tracing::warn!("streams {copy} and {tail} lead into another target: they are another plan's, and stay");
+            continue;
+        }
+        // The one that says whose they are goes last.
+        for stream in [chunks, tail, copy] {
             let Some(state) = log.state(&stream).await? else { continue };
             if yes {
                 log.remove(&stream).await?;

@@ -1,0 +1,73 @@
+//! What a source's tail stream holds behind a checkpoint.
+
+use log::{Log, LogError, StreamName, StreamState};
+use model::{Lsn, Record, Seq};
+
+/// Messages read ahead: some ten thousand small transactions, 8 MiB, tens of milliseconds. A longer backlog is estimated from these.
+const READ: u64 = 32;
+
+/// How far back the last position is looked for: behind it there can be a writer's hello, or pieces of a large record.
+const BACK: u64 = 32;
+
+/// What is logged and not applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    pub transactions: u64,
+    /// When the first of them was committed, in microseconds since 1970.
+    pub oldest: Option<i64>,
+    /// `transactions` is an estimate.
+    pub estimated: bool,
+    /// How far the log is complete.
+    pub logged: Option<Lsn>,
+}
+
+/// Reads what is behind `applied`, whose last part is in message `seq`.
+pub(crate) async fn read(log: &dyn Log, stream: &StreamName, state: StreamState, applied: Lsn, seq: Seq) -> Result<Backlog, LogError> {
+    let mut backlog = Backlog { logged: logged(log, stream, state).await?, ..Backlog::default() };
+    // Later parts of the message that the checkpoint names may not be applied.
+    let from = seq.max(state.first).max(Seq(1));
+    let mut newest = applied;
+    let until = Seq(state.last.0.min(from.0.saturating_add(READ - 1)));
+    for seq in from.0..=until.0 {
+        let Some(Record::Batch(batch)) = get(log, stream, Seq(seq)).await? else { continue };
+        for part in batch.parts {
+            // What a new writer repeats counts once.
+            if part.end_lsn.is_some_and(|end| end > newest) {
+                newest = part.end_lsn.unwrap_or(newest);
+                backlog.transactions += 1;
+                backlog.oldest.get_or_insert(part.commit_time);
+            }
+        }
+    }
+    if state.last > until {
+        let read = until.0 + 1 - from.0;
+        backlog.transactions += (backlog.transactions as f64 / read as f64 * (state.last.0 - until.0) as f64) as u64;
+        backlog.estimated = true;
+    }
+    Ok(backlog)
+}
+
+/// The last position that a record names.
+async fn logged(log: &dyn Log, stream: &StreamName, state: StreamState) -> Result<Option<Lsn>, LogError> {
+    let oldest = state.first.0.max(state.last.0.saturating_sub(BACK)).max(1);
+    for seq in (oldest..=state.last.0).rev() {
+        let lsn = match get(log, stream, Seq(seq)).await? {
+            Some(Record::Heartbeat(heartbeat)) => Some(heartbeat.lsn),
+            Some(Record::Batch(batch)) => batch.parts.iter().filter_map(|part| part.end_lsn).max(),
+            _ => None,
+        };
+        if lsn.is_some() {
+            return Ok(lsn);
+        }
+    }
+    Ok(None)
+}
+
+/// A record; none if it has just been taken out by people.
+async fn get(log: &dyn Log, stream: &StreamName, seq: Seq) -> Result<Option<Record>, LogError> {
+    match log::get_record(log, stream, seq).await {
+        Ok(record) => Ok(Some(record)),
+        Err(LogError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,148 @@
+use serde::Serialize;
+
+/// How a migration stands. As JSON it is what scripts and alarms rely on: names, types and meanings stay.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Of this form: 1.
+    pub schema_version: u32,
+    /// The plan's name.
+    pub plan: String,
+    /// Cutovers so far.
+    pub epoch: u64,
+    /// Absent while the target cannot be asked.
+    pub phase: Option<Phase>,
+    /// Where the application may write.
+    pub writable_side: &'static str,
+    /// In the plan's order.
+    pub sources: Vec<SourceState>,
+    /// By source and name.
+    pub tables: Vec<TableProgress>,
+    /// What the target has.
+    pub apply: Applied,
+    /// What the log holds.
+    pub log: LogState,
+    /// What is wrong, or not known.
+    pub warnings: Vec<Warning>,
+}
+
+/// How far the migration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Nothing has reached the target.
+    Starting,
+    /// Tables are being copied.
+    Copying,
+    /// All are copied; the tail catches up with the copy, keys are built.
+    Joining,
+    /// The target follows the source.
+    Following,
+}
+
+/// A source. LSNs are in Postgres's form.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceState {
+    /// Its name in the plan.
+    pub name: String,
+    /// Its slot's name.
+    pub slot: String,
+    /// How far its WAL is written.
+    pub source_lsn: Option<String>,
+    /// What the slot was told to be safe.
+    pub confirmed_lsn: Option<String>,
+    /// How far the log is complete.
+    pub logged_lsn: Option<String>,
+    /// End of the last commit that the target has.
+    pub applied_lsn: Option<String>,
+    /// WAL kept back for the slot, in bytes.
+    pub wal_kept_bytes: Option<i64>,
+    /// How far the target is behind.
+    pub lag: Lag,
+}
+
+/// How far the target is behind a source. All 0 when it has everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Lag {
+    /// Of WAL, where anything of the plan's is still to be applied.
+    pub bytes: Option<u64>,
+    /// Age of the oldest commit that the target lacks.
+    pub seconds: Option<f64>,
+    /// Logged and not applied.
+    pub transactions: Option<u64>,
+}
+
+/// A table's way into the target.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableProgress {
+    /// The source's name in the plan.
+    pub source: String,
+    /// `schema.name` there.
+    pub table: String,
+    /// `schema.name` in the target.
+    pub into: String,
+    /// How far it is.
+    pub state: TableState,
+    /// Rows that are in the target by the copy.
+    pub rows_copied: u64,
+    /// How many they will be, by the source's statistics; exact once all are logged.
+    pub rows_estimated: u64,
+    /// Bytes of COPY text that are in the target.
+    pub bytes_copied: u64,
+}
+
+/// How far a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TableState {
+    /// Its copy has not begun.
+    Waiting,
+    /// Rows are on their way.
+    Copying,
+    /// All rows are in, and its keys are built.
+    Copied,
+    /// All rows are in, its keys are being built.
+    Indexing,
+    /// It follows the source.
+    Joined,
+}
+
+/// What apply has done, all sources together.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Applied {
+    /// `host:pid` of the process that holds the lease.
+    pub worker: Option<String>,
+    /// End of the newest commit, of the source that it came from.
+    pub lsn: Option<String>,
+    /// When that was committed, RFC 3339.
+    pub commit_time: Option<String>,
+    /// Transactions applied from the tail.
+    pub transactions: u64,
+    /// Rows written from the tail.
+    pub rows: u64,
+}
+
+/// What the log holds, all streams of the plan together.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LogState {
+    /// Without secrets.
+    pub url: Option<String>,
+    /// On its disk.
+    pub bytes: Option<u64>,
+    /// How many.
+    pub messages: Option<u64>,
+}
+
+/// Something that a person should know.
+#[derive(Clone, Debug, Serialize)]
+pub struct Warning {
+    /// What scripts go by.
+    pub code: &'static str,
+    /// For people.
+    pub text: String,
+}
+
+impl Warning {
+    pub(crate) fn new(code: &'static str, text: impl Into<String>) -> Self {
+        Warning { code, text: text.into() }
+    }
+}

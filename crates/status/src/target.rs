@@ -1,0 +1,142 @@
+//! What the target's schema `crossfade` says.
+
+use std::collections::BTreeMap;
+
+use model::{Lsn, Seq, TableName};
+use pg::{PgError, Session};
+
+use crate::model::{Phase, TableProgress, TableState};
+
+/// The state of one plan in the target.
+#[derive(Default)]
+pub(crate) struct TargetNow {
+    pub checkpoints: BTreeMap<String, Checkpoint>,
+    pub tables: Vec<TableProgress>,
+    /// Who holds the lease, and whether it said lately that it lives.
+    pub worker: Option<(String, bool)>,
+    pub phase: Option<Phase>,
+}
+
+pub(crate) struct Checkpoint {
+    pub lsn: Lsn,
+    pub seq: Seq,
+    pub joined: bool,
+    /// RFC 3339.
+    pub commit_time: Option<String>,
+    pub transactions: i64,
+    pub rows: i64,
+}
+
+/// The schema belongs to another plan, of this name.
+pub(crate) struct Other(pub String);
+
+/// Reads everything as of one instant.
+pub(crate) async fn look(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
+    session.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let now = read(session, plan).await;
+    session.batch_execute("ROLLBACK").await?;
+    now
+}
+
+async fn read(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
+    let there: bool = session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0);
+    if !there {
+        return Ok(Ok(TargetNow { phase: Some(Phase::Starting), ..TargetNow::default() }));
+    }
+    let name: Option<String> = session.query_opt("SELECT name FROM crossfade.plan", &[]).await?.map(|row| row.get(0));
+    if let Some(other) = name.filter(|name| name != plan) {
+        return Ok(Err(Other(other)));
+    }
+    let checkpoints = checkpoints(session).await?;
+    let tables = tables(session, &checkpoints).await?;
+    let row = session
+        .query_opt(
+            "SELECT l.worker, coalesce(w.seen_at > clock_timestamp() - interval '6 seconds', false)
+               FROM crossfade.lease l LEFT JOIN crossfade.worker w ON w.worker = l.worker WHERE l.worker IS NOT NULL",
+            &[],
+        )
+        .await?;
+    let facts = session
+        .query_one(
+            "SELECT coalesce(bool_and(join_marker IS NOT NULL), false), coalesce(bool_and(joined), false),
+                    EXISTS (SELECT FROM crossfade.schema_item WHERE done_at IS NULL) FROM crossfade.checkpoint",
+            &[],
+        )
+        .await?;
+    let (all_logged, joined, building): (bool, bool, bool) = (facts.get(0), facts.get(1), facts.get(2));
+    let in_target = tables.iter().all(|table| !matches!(table.state, TableState::Waiting | TableState::Copying));
+    let phase = match (all_logged && in_target, joined && !building) {
+        (false, _) => Phase::Copying,
+        (true, false) => Phase::Joining,
+        (true, true) => Phase::Following,
+    };
+    Ok(Ok(TargetNow { checkpoints, tables, worker: row.map(|row| (row.get(0), row.get(1))), phase: Some(phase) }))
+}
+
+async fn checkpoints(session: &Session) -> Result<BTreeMap<String, Checkpoint>, PgError> {
+    let rows = session
+        .query(
+            "SELECT source, (lsn - '0/0')::int8, seq, joined, transactions, rows,
+                    to_char(commit_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM crossfade.checkpoint",
+            &[],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let checkpoint = Checkpoint {
+                lsn: Lsn(row.get::<_, i64>(1) as u64),
+                seq: Seq(row.get::<_, i64>(2) as u64),
+                joined: row.get(3),
+                transactions: row.get(4),
+                rows: row.get(5),
+                commit_time: row.get(6),
+            };
+            (row.get(0), checkpoint)
+        })
+        .collect())
+}
+
+async fn tables(session: &Session, checkpoints: &BTreeMap<String, Checkpoint>) -> Result<Vec<TableProgress>, PgError> {
+    let rows = session
+        .query(
+            "SELECT t.source, t.schema, t.name, t.into_schema, t.into_name, coalesce(t.rows, greatest(t.rows_estimated, 0)),
+                    coalesce(c.rows, 0)::int8, coalesce(c.bytes, 0)::int8, c.known > 0 OR t.chunks IS NOT NULL,
+                    coalesce(t.next_epoch IS NULL AND t.epoch > 0 AND c.done = t.chunks, false),
+                    EXISTS (SELECT FROM crossfade.schema_item i WHERE (i.source, i.table_schema, i.table_name) = (t.source, t.schema, t.name)
+                               AND i.stage = 'table' AND i.kind <> 'ANALYZE' AND i.done_at IS NULL)
+               FROM crossfade.tables t
+               LEFT JOIN LATERAL (
+                    SELECT count(*) AS known, count(worker) AS done, sum(rows) FILTER (WHERE worker IS NOT NULL) AS rows,
+                           sum(bytes) FILTER (WHERE worker IS NOT NULL) AS bytes
+                      FROM crossfade.copied WHERE (source, schema, name, epoch) = (t.source, t.schema, t.name, t.epoch)) c ON true
+              ORDER BY t.source, t.schema, t.name",
+            &[],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let source: String = row.get(0);
+            let name = |schema, name| TableName::new(row.get::<_, String>(schema), row.get::<_, String>(name)).to_string();
+            let (begun, copied, building): (bool, bool, bool) = (row.get(8), row.get(9), row.get(10));
+            let joined = checkpoints.get(&source).is_some_and(|checkpoint| checkpoint.joined);
+            let state = match (begun, copied, building, joined) {
+                (_, true, true, _) => TableState::Indexing,
+                (_, true, false, true) => TableState::Joined,
+                (_, true, false, false) => TableState::Copied,
+                (true, false, ..) => TableState::Copying,
+                (false, false, ..) => TableState::Waiting,
+            };
+            TableProgress {
+                table: name(1, 2),
+                into: name(3, 4),
+                state,
+                rows_copied: row.get::<_, i64>(6) as u64,
+                rows_estimated: row.get::<_, i64>(5) as u64,
+                bytes_copied: row.get::<_, i64>(7) as u64,
+                source,
+            }
+        })
+        .collect())
+}
