@@ -5,7 +5,7 @@
 //!   process ([`attached`])
 //! - load: [`Pgbench`], and [`mixed`] for a schema with something of everything
 //! - the program: [`PlanFile`], [`Crossfade`], [`Running`]
-//! - the oracle: [`compare`]
+//! - the oracle: [`compare`]; [`follow`] for changes that are made and compared
 //! - the moments in which data gets lost: [`standby`], [`startup`]
 //! - waiting: [`until`]; nothing here sleeps for a time that somebody guessed
 //!
@@ -16,6 +16,7 @@ mod certs;
 mod cluster;
 pub mod compare;
 mod folder;
+pub mod follow;
 pub mod mixed;
 mod nats;
 mod pgbench;

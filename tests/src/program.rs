@@ -112,9 +112,8 @@ impl Crossfade {
         });
         let outcome = found.await.and_then(|inner| inner);
         outcome.map_err(|error| {
-            let logs = lock(&running).map(|running| running.log_tail()).unwrap_or_default();
             let last = lock(&last).map(|last| last.to_string()).unwrap_or_default();
-            error.context(format!("last status: {last}\n{logs}"))
+            error.context(format!("last status: {last}"))
         })
     }
 
@@ -224,13 +223,13 @@ impl Running {
     pub async fn stop(&mut self) -> Result<()> {
         self.term()?;
         let status = self.wait(Duration::from_secs(5)).await?;
-        ensure!(status.success(), "{} ended with {status} after SIGTERM\n{}", self.name, self.log_tail());
+        ensure!(status.success(), "{} ended with {status} after SIGTERM", self.name);
         Ok(())
     }
 
     /// Waits for its end.
     pub async fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
-        self.process.wait(limit).await.with_context(|| format!("{}\n{}", self.name, self.log_tail()))
+        self.process.wait(limit).await.with_context(|| self.name.clone())
     }
 
     /// Waits for its end and takes what it printed.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tokio_postgres::Client;
 
 use crate::cluster::scalar;
@@ -14,8 +14,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub struct Open {
     client: Client,
     pid: i32,
-    /// Its id.
-    pub xid: u64,
 }
 
 impl Open {
@@ -23,9 +21,9 @@ impl Open {
     pub async fn begin(cluster: &Cluster, database: &str) -> Result<Open> {
         let client = cluster.client(database).await?;
         client.batch_execute("BEGIN").await?;
-        let xid = scalar(&client, "SELECT pg_current_xact_id()").await?.context("it has an id")?.parse()?;
+        scalar(&client, "SELECT pg_current_xact_id()").await?.context("it has an id")?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-        Ok(Open { client, pid, xid })
+        Ok(Open { client, pid })
     }
 
     /// Ends it.
@@ -59,10 +57,10 @@ impl AtSlot {
         let observer = cluster.client(database).await?;
         let first = Open::begin(cluster, database).await?;
         let running = crossfade.start(&["run"])?;
-        first.holds_a_slot(&observer).await.with_context(|| running.log_tail())?;
+        first.holds_a_slot(&observer).await?;
         let last = Open::begin(cluster, database).await?;
         first.commit().await?;
-        last.holds_a_slot(&observer).await.with_context(|| running.log_tail())?;
+        last.holds_a_slot(&observer).await?;
         Ok(AtSlot { running, last })
     }
 
@@ -74,35 +72,7 @@ impl AtSlot {
             let sql = "SELECT 1 FROM pg_replication_slots WHERE NOT temporary AND confirmed_flush_lsn IS NOT NULL";
             Ok(observer.query_opt(sql, &[]).await?)
         })
-        .await
-        .with_context(|| self.running.log_tail())?;
+        .await?;
         Ok(self.running)
-    }
-}
-
-/// A migration at its barrier, which waits for `gate` to end; what begins now is newer than the barrier.
-pub struct AtBarrier {
-    /// The migration.
-    pub running: Running,
-    /// What the barrier waits for.
-    pub gate: Open,
-}
-
-impl AtBarrier {
-    /// Starts `crossfade run` and brings it there. Autovacuum must be off: the next id taken is the barrier's.
-    pub async fn start(cluster: &Cluster, database: &str, crossfade: &Crossfade) -> Result<AtBarrier> {
-        ensure!(cluster.psql(database, "SHOW autovacuum")? == "off", "autovacuum takes ids");
-        let at_slot = AtSlot::start(cluster, database, crossfade).await?;
-        let gate = Open::begin(cluster, database).await?;
-        let running = at_slot.pass(cluster, database).await?;
-        let observer = cluster.client(database).await?;
-        until("the barrier's id", LIMIT, || async {
-            let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
-            let next: u64 = observer.query_one(sql, &[]).await?.get::<_, String>(0).parse()?;
-            Ok((next > gate.xid + 1).then_some(()))
-        })
-        .await
-        .with_context(|| running.log_tail())?;
-        Ok(AtBarrier { running, gate })
     }
 }

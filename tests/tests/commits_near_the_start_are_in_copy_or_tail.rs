@@ -4,19 +4,36 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use crossfade_tests::standby::{self, HeldCommit};
-use crossfade_tests::startup::{AtBarrier, AtSlot};
-use crossfade_tests::{Cluster, Crossfade, World, until};
+use crossfade_tests::startup::AtSlot;
+use crossfade_tests::{Cluster, Crossfade, Running, World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Long enough for a migration that does not wait to have copied a table of ten rows.
 const WITHOUT_BARRIER: Duration = Duration::from_secs(2);
 
 fn world() -> Result<World> {
-    // Every transaction above 64 KiB is streamed. Nobody but the test takes transaction ids.
-    let source = Cluster::build().set("autovacuum", "off").set("logical_decoding_work_mem", "64kB").start()?;
+    // Every transaction above 64 KiB is streamed.
+    let source = Cluster::build().set("logical_decoding_work_mem", "64kB").start()?;
     let world = World::of(source, Cluster::start()?, None)?;
     world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text); INSERT INTO t SELECT generate_series(1, 10)")?;
     Ok(world)
+}
+
+/// A migration that copies a large table, behind all barriers, and has not taken the snapshot of `t` yet.
+async fn before_the_snapshot_of_t(world: &World) -> Result<(Crossfade, Running)> {
+    world.at_source(
+        "CREATE TABLE before (id integer PRIMARY KEY, v text);
+         INSERT INTO before SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 300000) AS i",
+    )?;
+    // One table at a time, the largest first.
+    let crossfade = Crossfade::new(&world.plan().section("[limits]\ncopy_workers = 1"))?;
+    let running = crossfade.start(&["run"])?;
+    let target = world.target.client("app").await?;
+    until("the first chunk", MINUTE, || async {
+        Ok(target.query_opt("SELECT 1 FROM crossfade.copied WHERE name = 'before' LIMIT 1", &[]).await?)
+    })
+    .await?;
+    Ok((crossfade, running))
 }
 
 /// Waits until the copy of `t` is at the target, and says how many rows it had.
@@ -29,7 +46,7 @@ async fn copied(world: &World) -> Result<i64> {
     .await
 }
 
-async fn ends_equal(world: &World, crossfade: &Crossfade, mut run: crossfade_tests::Running, rows: &str) -> Result<()> {
+async fn ends_equal(world: &World, crossfade: &Crossfade, mut run: Running, rows: &str) -> Result<()> {
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     let found = world.at_target("SELECT count(*) FROM t")?;
@@ -58,14 +75,12 @@ async fn a_commit_held_before_the_slot_starts_is_waited_for() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_held_around_a_tables_snapshot_is_applied_from_the_tail() -> Result<()> {
     let world = world()?;
-    let crossfade = world.crossfade()?;
     standby::require_absent(&world.source, "app").await?;
-    let AtBarrier { running, gate } = AtBarrier::start(&world.source, "app", &crossfade).await?;
+    let (crossfade, running) = before_the_snapshot_of_t(&world).await?;
     let held =
         HeldCommit::start(&world.source, "app", "INSERT INTO t VALUES (100); DELETE FROM t WHERE id = 1").await?;
     // Seen by the snapshot, and in the tail as well: applied twice if nothing is dropped.
     world.at_source("INSERT INTO t VALUES (200); UPDATE t SET id = 300 WHERE id = 2")?;
-    gate.commit().await?;
     ensure!(copied(&world).await? == 11, "the snapshot has other rows than thought");
     standby::release(&world.source).await?;
     held.done().await?;
@@ -76,8 +91,7 @@ async fn a_commit_held_around_a_tables_snapshot_is_applied_from_the_tail() -> Re
 #[tokio::test(flavor = "multi_thread")]
 async fn streamed_transactions_with_subtransactions_around_a_tables_snapshot() -> Result<()> {
     let world = world()?;
-    let crossfade = world.crossfade()?;
-    let AtBarrier { running, gate } = AtBarrier::start(&world.source, "app", &crossfade).await?;
+    let (crossfade, running) = before_the_snapshot_of_t(&world).await?;
     let work = |from: i32| {
         let rows = |from: i32| {
             format!("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series({from}, {from} + 1999) AS i;")
@@ -96,7 +110,6 @@ async fn streamed_transactions_with_subtransactions_around_a_tables_snapshot() -
     seen.batch_execute(&(work(1_000_000) + "COMMIT")).await?;
     unseen.batch_execute(&work(2_000_000)).await?;
     undone.batch_execute(&work(3_000_000)).await?;
-    gate.commit().await?;
     ensure!(copied(&world).await? == 8010, "the snapshot has other rows than thought");
     unseen
         .batch_execute("SAVEPOINT e; DELETE FROM t WHERE id = 10; ROLLBACK TO e; DELETE FROM t WHERE id = 9; COMMIT")

@@ -48,17 +48,18 @@ async fn when_it_follows() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_it_was_killed_in_the_copy() -> Result<()> {
     let world = World::with_nats()?;
-    world.at_source("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
-    let lock = world.source.client("app").await?;
+    world.at_source(
+        "CREATE TABLE t (id integer PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 300000) AS i",
+    )?;
     let crossfade = world.crossfade()?;
-    lock.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await?;
     let mut run = crossfade.start(&["run"])?;
-    until("the slot", MINUTE, || async {
-        Ok(world.source.client("app").await?.query_opt("SELECT 1 FROM pg_replication_slots", &[]).await?)
+    let target = world.target.client("app").await?;
+    until("the first chunk", MINUTE, || async {
+        Ok(target.query_opt("SELECT 1 FROM crossfade.copied LIMIT 1", &[]).await?)
     })
     .await?;
     run.kill9()?;
-    lock.batch_execute("ROLLBACK").await?;
     let done = crossfade.run(&["complete", "--yes"]).await?;
     ensure!(done.status.success(), "{done:?}");
     ensure!(world.at_source(AT_SOURCE)?.is_empty() && world.at_target(AT_TARGET)?.is_empty());

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use crossfade_tests::{Pgbench, World, until};
+use crossfade_tests::{Crossfade, Pgbench, Running, World, until};
+use tokio_postgres::Client;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -14,7 +15,7 @@ async fn while_it_follows_a_busy_source() -> Result<()> {
     bench.fill(1)?;
     let load = bench.start(120)?;
     let plan = world.plan().identity("public.pgbench_history", "insert_only");
-    let crossfade = crossfade_tests::Crossfade::new(&plan)?;
+    let crossfade = Crossfade::new(&plan)?;
     let mut run = crossfade.start(&["run"])?;
     crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
     run.stop().await?;
@@ -26,26 +27,36 @@ async fn while_it_follows_a_busy_source() -> Result<()> {
     run.stop().await
 }
 
-/// A world whose copy cannot end: the target's table is locked as soon as it is there.
-async fn stuck() -> Result<(World, tokio_postgres::Client)> {
+/// A migration whose copy cannot end: somebody holds a lock on a table that it has not reached when the lock is taken.
+async fn stuck() -> Result<(World, Crossfade, Running, Client)> {
     let world = World::embedded()?;
-    let sql = "CREATE TABLE t (id integer PRIMARY KEY, v text);
-               INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 200000) AS i";
-    world.at_source(sql)?;
+    world.at_source(
+        "CREATE TABLE before (id integer PRIMARY KEY, v text);
+         INSERT INTO before SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 300000) AS i;
+         CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)",
+    )?;
+    // One table at a time, the largest first.
+    let crossfade = Crossfade::new(&world.plan().section("[limits]\ncopy_workers = 1"))?;
+    let run = crossfade.start(&["run"])?;
+    let target = world.target.client("app").await?;
+    until("the first chunk", MINUTE, || async {
+        Ok(target.query_opt("SELECT 1 FROM crossfade.copied LIMIT 1", &[]).await?)
+    })
+    .await?;
     let lock = world.source.client("app").await?;
     lock.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await?;
-    Ok((world, lock))
+    let observer = world.source.client("app").await?;
+    until("somebody waiting for the lock", MINUTE, || async {
+        let sql = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
+        Ok(observer.query_opt(sql, &[]).await?)
+    })
+    .await?;
+    Ok((world, crossfade, run, lock))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_its_copy_waits_for_a_lock() -> Result<()> {
-    let (world, lock) = stuck().await?;
-    let crossfade = world.crossfade()?;
-    let mut run = crossfade.start(&["run"])?;
-    until("somebody waiting for the lock", MINUTE, || async {
-        Ok(world.source.client("app").await?.query_opt("SELECT 1 FROM pg_locks WHERE NOT granted", &[]).await?)
-    })
-    .await?;
+    let (world, crossfade, mut run, lock) = stuck().await?;
     run.stop().await?;
     drop(lock);
     let mut run = crossfade.start(&["run"])?;
@@ -56,13 +67,7 @@ async fn while_its_copy_waits_for_a_lock() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_one_at_once() -> Result<()> {
-    let (world, _lock) = stuck().await?;
-    let crossfade = world.crossfade()?;
-    let mut run = crossfade.start(&["run"])?;
-    until("somebody waiting for the lock", MINUTE, || async {
-        Ok(world.source.client("app").await?.query_opt("SELECT 1 FROM pg_locks WHERE NOT granted", &[]).await?)
-    })
-    .await?;
+    let (_world, _crossfade, mut run, _lock) = stuck().await?;
     let signalled = Instant::now();
     run.term()?;
     run.term()?;

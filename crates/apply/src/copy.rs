@@ -1,7 +1,6 @@
 //! Copy workers: any number of them, in any number of processes. A worker claims chunks by locking their lines of the ledger, so
 //! that a claim ends with its transaction, whatever becomes of the worker.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,12 +65,16 @@ async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
             &[&CLAIM],
         )
         .await?;
-    let mut claims: BTreeMap<Epoch, Vec<Claim>> = BTreeMap::new();
+    // Of one table only: a transaction that holds the rows of two could wait in a circle with one that begins epochs.
+    let mut claimed: Option<(Epoch, Vec<Claim>)> = None;
     for row in &rows {
         let epoch = (row.get(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)), row.get(3));
-        claims.entry(epoch).or_default().push(Claim { chunk: row.get(4), seq: Seq(row.get::<_, i64>(5) as u64) });
+        let (first, chunks) = claimed.get_or_insert_with(|| (epoch.clone(), Vec::new()));
+        if *first == epoch {
+            chunks.push(Claim { chunk: row.get(4), seq: Seq(row.get::<_, i64>(5) as u64) });
+        }
     }
-    for (epoch, chunks) in &claims {
+    if let Some((epoch, chunks)) = &claimed {
         copy(job, session, epoch, chunks).await?;
     }
     let end = if rows.is_empty() { "ROLLBACK".to_owned() } else { format!("NOTIFY {CHANNEL}; COMMIT") };
@@ -80,11 +83,12 @@ async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
 }
 
 async fn copy(job: &Job, session: &Session, (source, table, epoch): &Epoch, chunks: &[Claim]) -> Result<(), ApplyError> {
-    // Held to the end of the transaction: a new epoch waits for it, and finds the rows to empty.
+    // Held to the end of the transaction: a new epoch (FOR UPDATE) waits for it, and finds the rows to empty. Not more than KEY SHARE:
+    // noting that the copy is complete in the log need not wait.
     let row = session
         .query_opt(
             "SELECT begin, into_schema, into_name FROM crossfade.tables
-              WHERE source = $1::text AND schema = $2::text AND name = $3::text AND epoch = $4 FOR SHARE",
+              WHERE source = $1::text AND schema = $2::text AND name = $3::text AND epoch = $4 FOR KEY SHARE",
             &[source, &table.schema, &table.name, epoch],
         )
         .await?;

@@ -36,6 +36,12 @@ impl ApplyError {
         }
     }
 
+    /// One of the rows cannot be had as it is: a constraint, or a value that does not fit.
+    pub(crate) fn is_row(&self) -> bool {
+        let unfit = |error: &PgError| pg::policy(error) == pg::Policy::Tell(Code::RowRefused);
+        self.is_constraint() || matches!(self, ApplyError::Pg(error) if unfit(error))
+    }
+
     /// The target refused the rows, not the connection.
     pub(crate) fn is_constraint(&self) -> bool {
         match self {

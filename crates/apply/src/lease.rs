@@ -39,14 +39,14 @@ async fn alive(session: &Session, worker: &str) -> Result<(), ApplyError> {
     Ok(())
 }
 
-/// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backend
-/// is terminated first, so that nothing of it is still under way.
+/// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backends
+/// are terminated first, so that nothing of it is still under way.
 pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Lease>, ApplyError> {
     // Before it holds anything: a holder that nobody has seen would count as silent.
     alive(session, worker).await?;
     let row = session
         .query_one(
-            "SELECT l.token, a.pid, l.worker IS NULL OR a.pid IS NULL
+            "SELECT l.token, l.worker IS NULL OR a.pid IS NULL
                     OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true) AS free
                FROM crossfade.lease l
                LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
@@ -54,13 +54,20 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
             &[&STALE],
         )
         .await?;
-    let (token, pid, free): (i64, Option<i32>, bool) = (row.get(0), row.get(1), row.get(2));
+    let (token, free): (i64, bool) = (row.get(0), row.get(1));
     if !free {
         return Ok(None);
     }
-    if let Some(pid) = pid {
-        session.execute("SELECT pg_terminate_backend($1, 5000)", &[&pid]).await?;
-    }
+    // Its tail's backend, and any other one of it that is in a transaction which holds the lease.
+    session
+        .execute(
+            "SELECT pg_terminate_backend(a.pid, 5000) FROM crossfade.lease l, pg_stat_activity a
+              WHERE l.token = $1 AND a.pid <> pg_backend_pid() AND a.application_name LIKE '% apply %'
+                AND (a.pid = l.pid AND a.backend_start = l.backend_start
+                     OR a.pid IN (SELECT pid FROM pg_locks WHERE relation = 'crossfade.lease'::regclass AND mode = 'RowShareLock' AND granted))",
+            &[&token],
+        )
+        .await?;
     let taken = session
         .execute(
             "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(),

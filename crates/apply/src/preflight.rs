@@ -69,9 +69,15 @@ pub async fn preflight(plan: &Plan, session: &Session) -> Result<Vec<Finding>, A
     let mut findings = Vec::new();
     if row.get("standby") {
         let next = "name the primary in [target] url";
-        return Ok(vec![Finding::blocker(Code::ConnectionFailed, place, "it is a standby, which takes no writes", next)]);
+        return Ok(vec![Finding::blocker(
+            Code::ConnectionFailed,
+            place,
+            "it is a standby, which takes no writes",
+            next,
+        )]);
     }
-    let mut missing = |why: String, next: String| findings.push(Finding::blocker(Code::PrivilegeMissing, &place, why, next));
+    let mut missing =
+        |why: String, next: String| findings.push(Finding::blocker(Code::PrivilegeMissing, &place, why, next));
     let create = !row.get::<_, bool>("may_create");
     let schema_there: bool = session.query_one("SELECT to_regnamespace('crossfade') IS NOT NULL", &[]).await?.get(0);
     if create && !schema_there {
@@ -84,13 +90,19 @@ pub async fn preflight(plan: &Plan, session: &Session) -> Result<Vec<Finding>, A
             .await?
             .get(0);
         if !usable {
-            missing(format!("its schema crossfade is not role {role}'s"), "log in as the role that began the migration".to_owned());
+            missing(
+                format!("its schema crossfade is not role {role}'s"),
+                "log in as the role that began the migration".to_owned(),
+            );
             return Ok(findings);
         }
     }
     if let Err(error) = session.batch_execute("BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK").await {
         session.batch_execute("ROLLBACK").await?;
-        let why = format!("role {role} may not set session_replication_role, so triggers would run a second time: {}", pg::PgError::from(error));
+        let why = format!(
+            "role {role} may not set session_replication_role, so triggers would run a second time: {}",
+            pg::PgError::from(error)
+        );
         let next = if version >= 150_000 {
             format!("GRANT SET ON PARAMETER session_replication_role TO {me};")
         } else {
@@ -111,7 +123,10 @@ pub async fn preflight(plan: &Plan, session: &Session) -> Result<Vec<Finding>, A
     let (free, wanted): (i64, i64) = (row.get("free"), 2 * plan.limits.copy_workers as i64 + SESSIONS);
     if free < wanted {
         let why = format!("{free} connections are free, an apply process uses {wanted}");
-        let next = format!("ALTER SYSTEM SET max_connections = …; then restart the server, or lower limits.copy_workers from {}", plan.limits.copy_workers);
+        let next = format!(
+            "ALTER SYSTEM SET max_connections = …; then restart the server, or lower limits.copy_workers from {}",
+            plan.limits.copy_workers
+        );
         findings.push(Finding::warning(Code::ConnectionFailed, &place, why, next));
     }
     findings.sort_by_key(|finding| finding.severity);
@@ -121,7 +136,10 @@ pub async fn preflight(plan: &Plan, session: &Session) -> Result<Vec<Finding>, A
 /// Every session that writes rows takes a replication origin of its own.
 async fn origins(plan: &Plan, session: &Session, place: &str, max: i32) -> Result<Option<Finding>, ApplyError> {
     let taken: i64 = session
-        .query_one("SELECT count(*) FROM pg_replication_origin WHERE NOT starts_with(roname, $1::text)", &[&session::origins(&plan.name)])
+        .query_one(
+            "SELECT count(*) FROM pg_replication_origin WHERE NOT starts_with(roname, $1::text)",
+            &[&session::origins(&plan.name)],
+        )
         .await?
         .get(0);
     let wanted = plan.limits.copy_workers as i64 + 1;
@@ -129,9 +147,13 @@ async fn origins(plan: &Plan, session: &Session, place: &str, max: i32) -> Resul
     if free >= wanted {
         return Ok(None);
     }
-    let setting = if session.server_version() >= 180_000 { "max_active_replication_origins" } else { "max_replication_slots" };
+    let setting =
+        if session.server_version() >= 180_000 { "max_active_replication_origins" } else { "max_replication_slots" };
     let why = format!("{free} of {max} replication origins are free ({setting}), an apply process uses {wanted}");
-    let next = format!("ALTER SYSTEM SET {setting} = {}; then restart the server, or lower limits.copy_workers", taken + wanted + 4);
+    let next = format!(
+        "ALTER SYSTEM SET {setting} = {}; then restart the server, or lower limits.copy_workers",
+        taken + wanted + 4
+    );
     Ok(Some(Finding::blocker(Code::SlotsExhausted, place, why, next)))
 }
 

@@ -26,7 +26,7 @@ impl std::fmt::Display for Removal {
 /// How long sessions of a process that was stopped a moment ago may hold on to an origin.
 const HELD: Duration = Duration::from_secs(5);
 
-/// Apply processes of the plan that said within the last six seconds that they live.
+/// Apply processes of the plan that said within the last six seconds that they live, and whose sessions have not ended since.
 ///
 /// # Errors
 /// The target.
@@ -35,7 +35,13 @@ pub async fn live_workers(session: &Session, plan: &str) -> Result<Vec<String>, 
         return Ok(Vec::new());
     }
     let rows = session
-        .query("SELECT worker FROM crossfade.worker WHERE seen_at > clock_timestamp() - interval '6 seconds' ORDER BY 1", &[])
+        .query(
+            "SELECT worker FROM crossfade.worker
+              WHERE seen_at > clock_timestamp() - interval '6 seconds' AND EXISTS (
+                    SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE '%apply heartbeat')
+              ORDER BY 1",
+            &[],
+        )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -72,10 +78,13 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
 async fn drop_origin(session: &Session, name: &str) -> Result<(), ApplyError> {
     let begun = tokio::time::Instant::now();
     loop {
-        match session.execute("SELECT pg_replication_origin_drop($1::text)", &[&name]).await.map_err(pg::PgError::from) {
+        match session.execute("SELECT pg_replication_origin_drop($1::text)", &[&name]).await.map_err(pg::PgError::from)
+        {
             Ok(_) => return Ok(()),
             // object_in_use
-            Err(error) if error.sqlstate() == Some("55006") && begun.elapsed() < HELD => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) if error.sqlstate() == Some("55006") && begun.elapsed() < HELD => {
+                tokio::time::sleep(Duration::from_millis(100)).await
+            }
             // Somebody else has just dropped it.
             Err(error) if error.sqlstate() == Some("42704") => return Ok(()),
             Err(error) if error.sqlstate() == Some("55006") => {

@@ -108,15 +108,12 @@ async fn execute(session: &Session, item: &Item) -> Result<(), ApplyError> {
     Ok(())
 }
 
-/// Entries that stand on no single table: attaching a partition's index to its root's, and the like. Run before the tail starts.
+/// What no copy worker builds: keys of partitioned tables, which have no copy of their own, and then what stands on no single table:
+/// attaching a partition's index to its root's, and the like. Run before the tail starts.
 pub(crate) async fn finals(session: &Session, lease: Lease) -> Result<(), ApplyError> {
-    for item in waiting(session, "final").await? {
-        lease.begin(session).await?;
-        execute(session, &item).await?;
-        session.batch_execute("COMMIT").await?;
-    }
-    // Keys of partitioned tables stand on tables without a copy of their own.
-    for item in waiting(session, "table").await?.into_iter().filter(|item| item.kind != "ANALYZE") {
+    let mut items: Vec<Item> = waiting(session, "table").await?.into_iter().filter(|item| item.kind != "ANALYZE").collect();
+    items.extend(waiting(session, "final").await?);
+    for item in items {
         lease.begin(session).await?;
         execute(session, &item).await?;
         session.batch_execute("COMMIT").await?;

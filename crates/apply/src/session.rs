@@ -34,11 +34,10 @@ async fn take_origin(session: &Session, plan: &str) -> Result<(), ApplyError> {
                 &[&name],
             )
             .await;
-        if let Err(error) = create {
-            if error.code() != Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) {
+        if let Err(error) = create
+            && error.code() != Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) {
                 return Err(error.into());
             }
-        }
         match session.execute("SELECT pg_replication_origin_session_setup($1::text)", &[&name]).await {
             Ok(_) => return Ok(()),
             Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {}

@@ -83,7 +83,10 @@ const CREATE_LOCK: i64 = 0x63_66_73_74;
 
 /// Whether the schema is there.
 pub(crate) async fn exists(session: &Session) -> Result<bool, ApplyError> {
-    Ok(session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0))
+    // By reading the catalog: to_regclass may remember what was not there before another process made it.
+    let query = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                                 WHERE n.nspname = 'crossfade' AND c.relname = 'plan')";
+    Ok(session.query_one(query, &[]).await?.get(0))
 }
 
 /// Creates the schema, or finds it to be this plan's.

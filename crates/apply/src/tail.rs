@@ -35,14 +35,15 @@ pub(crate) async fn run(job: &Arc<Job>, session: &Session, lease: Lease, stop: &
         result = start(job, session, lease) => result?,
     }
     let checkpoints = checkpoint::load(session).await?;
-    let (batches, incoming) = mpsc::channel(READ_AHEAD);
     // One group is written while the next is gathered.
     let (groups, ready) = mpsc::channel(1);
     let mut tasks = tokio::task::JoinSet::new();
+    let mut incoming = gather::Inbox::default();
     for (source, checkpoint) in &checkpoints {
-        tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches.clone()));
+        let (batches, receiver) = mpsc::channel(READ_AHEAD);
+        tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches));
+        incoming.add(source, receiver);
     }
-    drop(batches);
     let (passed, gate) = tokio::sync::watch::channel(0);
     tasks.spawn(gather::run(Arc::clone(job), checkpoints.clone(), incoming, groups, gate));
     tokio::select! {

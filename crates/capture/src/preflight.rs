@@ -43,5 +43,9 @@ pub async fn preflight_log(
 ) -> Result<Vec<Finding>, CaptureError> {
     let claim::Streams { copy, .. } = claim::streams(&plan.name, &source.name);
     let found = claim::header(log, &copy).await?;
-    Ok(found.and_then(|header| claim::compare(&header, identity, target).err()).map(Finding::from).into_iter().collect())
+    Ok(found
+        .and_then(|header| claim::compare(&header, identity, target).err())
+        .map(Finding::from)
+        .into_iter()
+        .collect())
 }

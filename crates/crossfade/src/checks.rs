@@ -24,7 +24,8 @@ pub(crate) struct Look {
 /// The first blocker.
 pub(crate) async fn before_capture(plan: &Plan, log: &Arc<dyn Log>) -> Result<Identity, Problem> {
     let look = everything(plan, Some(&**log)).await?;
-    let gone = || Problem::new(Code::ConnectionFailed, "the target", "it could not be asked who it is", "see that it runs");
+    let gone =
+        || Problem::new(Code::ConnectionFailed, "the target", "it could not be asked who it is", "see that it runs");
     first_blocker(look.findings)?;
     look.target.ok_or_else(gone)
 }
@@ -99,7 +100,8 @@ pub(crate) async fn everything(plan: &Plan, log: Option<&dyn Log>) -> Result<Loo
 async fn reach(endpoint: &pg::Endpoint, findings: &mut Vec<Finding>) -> Option<(Session, Identity)> {
     let reached = async {
         let session = pg::connect(endpoint, "preflight").await?;
-        let identity = pg::catalog::identity(&session).await.map_err(|error| pg::PgError::from(error).at(session.place()))?;
+        let identity =
+            pg::catalog::identity(&session).await.map_err(|error| pg::PgError::from(error).at(session.place()))?;
         Ok::<_, pg::PgError>((session, identity))
     };
     match reached.await {
@@ -125,7 +127,8 @@ fn twice<'a>(source: &'a Source, needs: &capture::Needs, names: &mut BTreeMap<Ta
     for table in &needs.tables {
         let first = *names.entry(table.name.clone()).or_insert(&source.name);
         if first != source.name {
-            let why = format!("sources {first:?} and {:?} both select it, and the target can have it once", source.name);
+            let why =
+                format!("sources {first:?} and {:?} both select it, and the target can have it once", source.name);
             let next = format!("leave it out of one of them: \"!{}\" in its `tables`", table.name);
             findings.push(Finding::blocker(Code::PlanInvalid, format!("table {}", table.name), why, next));
         }
@@ -147,7 +150,8 @@ async fn same_server(one: &Session, other: &Session) -> bool {
 fn onto_itself(plan: &Plan, source: &Source, needs: &capture::Needs) -> Option<Finding> {
     let table = needs.tables.first()?;
     let what = format!("{}: source {:?} and the target", plan.path.display(), source.name);
-    let why = format!("they are the same database {:?}, so {} would be its own target", needs.identity.database, table.name);
+    let why =
+        format!("they are the same database {:?}, so {} would be its own target", needs.identity.database, table.name);
     Some(Finding::blocker(Code::PlanInvalid, what, why, "point [target] at another database"))
 }
 
@@ -161,7 +165,12 @@ fn unknown_identity(plan: &Plan, names: &BTreeMap<TableName, &str>) -> Vec<Findi
         .map(|table| {
             let why = "no source of the plan has or selects a table of that name (it may be a partitioned one)";
             let next = "correct the name, or take the line out";
-            Finding::warning(Code::IdentityMissing, format!("{}: [identity] \"{table}\"", plan.path.display()), why, next)
+            Finding::warning(
+                Code::IdentityMissing,
+                format!("{}: [identity] \"{table}\"", plan.path.display()),
+                why,
+                next,
+            )
         })
         .collect()
 }

@@ -7,7 +7,6 @@ mod report;
 mod stop;
 mod wiring;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -72,7 +71,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(false)
         .with_target(false)
         .init();
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, THREADS));
@@ -80,7 +79,8 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let problem = Problem::new(Code::Internal, "the process", error.to_string(), "allow it more threads or files");
+            let problem =
+                Problem::new(Code::Internal, "the process", error.to_string(), "allow it more threads or files");
             return ExitCode::from(output.failed(&problem));
         }
     };

@@ -17,7 +17,12 @@ impl Stop {
     /// From here on signals do not kill the process by themselves.
     pub(crate) fn on_signals() -> Result<Stop, Problem> {
         let failed = |error: std::io::Error| {
-            Problem::new(Code::Internal, "signal handlers", error.to_string(), "report it with the system's name and version")
+            Problem::new(
+                Code::Internal,
+                "signal handlers",
+                error.to_string(),
+                "report it with the system's name and version",
+            )
         };
         let mut term = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -59,16 +59,18 @@ fn read_embedded(plan: &Plan) -> Result<Option<Arc<dyn Log>>, Problem> {
 
 fn nats_options(plan: &Plan) -> Option<NatsOptions> {
     match &plan.log {
-        plan::Log::Nats { url, replicas, sync, ca_file, cert_file, key_file, credentials_file, max_bytes } => Some(NatsOptions {
-            url: url.expose().to_owned(),
-            replicas: *replicas,
-            sync: *sync,
-            ca_file: ca_file.clone(),
-            cert_file: cert_file.clone(),
-            key_file: key_file.clone(),
-            credentials_file: credentials_file.clone(),
-            max_bytes: *max_bytes,
-        }),
+        plan::Log::Nats { url, replicas, sync, ca_file, cert_file, key_file, credentials_file, max_bytes } => {
+            Some(NatsOptions {
+                url: url.expose().to_owned(),
+                replicas: *replicas,
+                sync: *sync,
+                ca_file: ca_file.clone(),
+                cert_file: cert_file.clone(),
+                key_file: key_file.clone(),
+                credentials_file: credentials_file.clone(),
+                max_bytes: *max_bytes,
+            })
+        }
         plan::Log::Embedded { .. } => None,
     }
 }

@@ -1,10 +1,18 @@
 //! What a source's tail stream holds behind a checkpoint.
 
+use futures::{StreamExt, stream};
 use log::{Log, LogError, StreamName, StreamState};
 use model::{Lsn, Record, Seq};
 
-/// Messages read ahead: some ten thousand small transactions, 8 MiB, tens of milliseconds. A longer backlog is estimated from these.
-const READ: u64 = 32;
+/// Messages read ahead, at most: a second or two of a busy source, read within some hundred milliseconds. What is behind them is
+/// estimated.
+const READ: u64 = 512;
+
+/// Changes read ahead, at most: full messages have thousands, and a look each second must not keep the log busy.
+const CHANGES: usize = 100_000;
+
+/// Messages asked for at a time, 256 KiB each at most unless a value is larger.
+const AT_ONCE: usize = 16;
 
 /// How far back the last position is looked for: behind it there can be a writer's hello, or pieces of a large record.
 const BACK: u64 = 32;
@@ -22,26 +30,39 @@ pub(crate) struct Backlog {
 }
 
 /// Reads what is behind `applied`, whose last part is in message `seq`.
-pub(crate) async fn read(log: &dyn Log, stream: &StreamName, state: StreamState, applied: Lsn, seq: Seq) -> Result<Backlog, LogError> {
-    let mut backlog = Backlog { logged: logged(log, stream, state).await?, ..Backlog::default() };
+pub(crate) async fn read(
+    log: &dyn Log,
+    name: &StreamName,
+    state: StreamState,
+    applied: Lsn,
+    seq: Seq,
+) -> Result<Backlog, LogError> {
+    let mut backlog = Backlog { logged: logged(log, name, state).await?, ..Backlog::default() };
     // Later parts of the message that the checkpoint names may not be applied.
     let from = seq.max(state.first).max(Seq(1));
     let mut newest = applied;
-    let until = Seq(state.last.0.min(from.0.saturating_add(READ - 1)));
-    for seq in from.0..=until.0 {
-        let Some(Record::Batch(batch)) = get(log, stream, Seq(seq)).await? else { continue };
+    let until = state.last.0.min(from.0.saturating_add(READ - 1));
+    let mut records =
+        std::pin::pin!(stream::iter(from.0..=until).map(|seq| get(log, name, Seq(seq))).buffered(AT_ONCE));
+    let (mut read, mut changes) = (0, 0);
+    while changes < CHANGES
+        && let Some(record) = records.next().await
+    {
+        read += 1;
+        let Some(Record::Batch(batch)) = record? else { continue };
         for part in batch.parts {
+            changes += part.changes.len();
             // What a new writer repeats counts once.
-            if part.end_lsn.is_some_and(|end| end > newest) {
-                newest = part.end_lsn.unwrap_or(newest);
+            if let Some(end) = part.end_lsn.filter(|end| *end > newest) {
+                newest = end;
                 backlog.transactions += 1;
                 backlog.oldest.get_or_insert(part.commit_time);
             }
         }
     }
-    if state.last > until {
-        let read = until.0 + 1 - from.0;
-        backlog.transactions += (backlog.transactions as f64 / read as f64 * (state.last.0 - until.0) as f64) as u64;
+    let rest = (state.last.0 + 1).saturating_sub(from.0 + read);
+    if rest > 0 && read > 0 {
+        backlog.transactions += (backlog.transactions as f64 / read as f64 * rest as f64) as u64;
         backlog.estimated = true;
     }
     Ok(backlog)

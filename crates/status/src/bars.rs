@@ -49,13 +49,15 @@ impl Bars {
                 continue;
             }
             let screen = &self.screen;
-            update(self.tables.entry(key).or_insert_with(|| screen.add(bar())), table);
+            update(self.tables.entry(key).or_insert_with(|| screen.add(bar(table.rows_copied))), table);
         }
     }
 }
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
+fn bar(done: u64) -> ProgressBar {
+    // What was there before anybody watched says nothing about the speed.
+    let bar = ProgressBar::new(0).with_position(done);
+    bar.reset_eta();
     bar.set_style(style("{prefix:<40} {bar:24} {human_pos:>12} of {human_len:>12} rows  {msg:<8} ETA {eta}"));
     bar
 }

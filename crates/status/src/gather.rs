@@ -49,15 +49,15 @@ impl Gather {
         Ok(Gather { plan, sources, target })
     }
 
-    /// How it stands now. `log` is none where an embedded log has not been written yet.
-    pub async fn now(&mut self, log: Result<Option<Arc<dyn Log>>, Problem>) -> Status {
+    /// How it stands now. `open` gives the log, or none where an embedded one has not been written yet; it is called once
+    /// sources and target were asked, since an embedded log shows what was in it when it was opened.
+    pub async fn now(&mut self, open: impl AsyncFnOnce() -> Result<Option<Arc<dyn Log>>, Problem>) -> Status {
         let mut warnings = Vec::new();
         let plan = Arc::clone(&self.plan);
         // The sources first: what they had written by then is in the log, unless capture is behind or down.
-        let looks = self.sources.iter_mut().zip(&plan.sources).map(|(link, source)| look_at_source(link, &plan, source));
-        let (sources, target) = tokio::join!(join_all(looks), async {
-            self.target.session().await.map(|_| ()).err()
-        });
+        let looks =
+            self.sources.iter_mut().zip(&plan.sources).map(|(link, source)| look_at_source(link, &plan, source));
+        let (sources, target) = tokio::join!(join_all(looks), async { self.target.session().await.map(|_| ()).err() });
         let target = match target {
             Some(error) => Err(error),
             None => look_at_target(&mut self.target, &plan.name).await,
@@ -65,7 +65,10 @@ impl Gather {
         let target = match target {
             Ok(Ok(now)) => now,
             Ok(Err(Other(name))) => {
-                warnings.push(Warning::new("target_not_empty", format!("the target's schema crossfade is of plan {name:?}")));
+                warnings.push(Warning::new(
+                    "target_not_empty",
+                    format!("the target's schema crossfade is of plan {name:?}"),
+                ));
                 TargetNow { phase: Some(Phase::Starting), ..TargetNow::default() }
             }
             Err(error) => {
@@ -74,7 +77,7 @@ impl Gather {
             }
         };
         let mut log_state = LogState::default();
-        let log = log.unwrap_or_else(|problem| {
+        let log = open().await.unwrap_or_else(|problem| {
             warnings.push(Warning::new("log_unreachable", problem.to_string()));
             None
         });
@@ -97,17 +100,28 @@ impl Gather {
         self.status(states, target, log_state, warnings).await
     }
 
-    async fn status(&mut self, sources: Vec<SourceState>, target: TargetNow, log: LogState, mut warnings: Vec<Warning>) -> Status {
+    async fn status(
+        &mut self,
+        sources: Vec<SourceState>,
+        target: TargetNow,
+        log: LogState,
+        mut warnings: Vec<Warning>,
+    ) -> Status {
         match (&target.worker, target.phase) {
             (Some((_, true)), _) | (_, None | Some(Phase::Starting)) => {}
-            (Some((worker, false)), _) => warnings.push(Warning::new("apply_down", format!("apply process {worker} has been silent for 6 s or more"))),
+            (Some((worker, false)), _) => warnings
+                .push(Warning::new("apply_down", format!("apply process {worker} has been silent for 6 s or more"))),
             (None, _) => warnings.push(Warning::new("apply_down", "no apply process holds the lease")),
         }
         let mut tables = target.tables;
         if matches!(target.phase, Some(Phase::Starting | Phase::Copying)) {
             self.add_waiting(&mut tables).await;
         }
-        let newest = target.checkpoints.values().filter(|checkpoint| checkpoint.lsn > Lsn::ZERO).max_by(|a, b| a.commit_time.cmp(&b.commit_time));
+        let newest = target
+            .checkpoints
+            .values()
+            .filter(|checkpoint| checkpoint.lsn > Lsn::ZERO)
+            .max_by(|a, b| a.commit_time.cmp(&b.commit_time));
         let sum = |of: fn(&target::Checkpoint) -> i64| target.checkpoints.values().map(|c| of(c) as u64).sum();
         Status {
             schema_version: 1,
@@ -195,8 +209,10 @@ async fn look_at_log(
     let capture::Streams { copy, chunks, tail } = capture::streams(&plan.name, &source.name);
     let look = async {
         let (copy, chunks, state) = (log.state(&copy).await?, log.state(&chunks).await?, log.state(&tail).await?);
-        let (bytes, messages) =
-            [copy, chunks, state].into_iter().flatten().fold((0, 0), |(bytes, messages), s| (bytes + s.bytes, messages + s.messages));
+        let (bytes, messages) = [copy, chunks, state]
+            .into_iter()
+            .flatten()
+            .fold((0, 0), |(bytes, messages), s| (bytes + s.bytes, messages + s.messages));
         *total.bytes.get_or_insert(0) += bytes;
         *total.messages.get_or_insert(0) += messages;
         let Some(state) = state else { return Ok(Backlog::default()) };
@@ -241,7 +257,10 @@ fn state(
     }
     let lag = lag(now.as_ref(), running, backlog, checkpoint, target.phase.is_some(), clock);
     if backlog.is_some_and(|backlog| backlog.estimated) {
-        warnings.push(Warning::new("lag_estimated", format!("the backlog of {:?} is long: its transactions are estimated from its beginning", source.name)));
+        warnings.push(Warning::new(
+            "lag_estimated",
+            format!("the backlog of {:?} is long: its transactions are estimated from its beginning", source.name),
+        ));
     }
     let text = |lsn: Lsn| lsn.to_string();
     SourceState {
@@ -288,7 +307,8 @@ fn lag(
 fn warn_of_slot(plan: &Plan, source: &Source, slot: Option<&capture::SlotState>, warnings: &mut Vec<Warning>) {
     let Some(slot) = slot else { return };
     if slot.wal_status == "lost" {
-        let text = format!("the slot of {:?} can no longer serve: the source has removed WAL that it needs", source.name);
+        let text =
+            format!("the slot of {:?} can no longer serve: the source has removed WAL that it needs", source.name);
         warnings.push(Warning::new("slot_lost", text));
     }
     let kept = u64::try_from(slot.wal_kept).unwrap_or_default();
@@ -297,6 +317,11 @@ fn warn_of_slot(plan: &Plan, source: &Source, slot: Option<&capture::SlotState>,
         kept if kept >= plan.limits.wal_warn => ("wal_warn", plan.limits.wal_warn),
         _ => return,
     };
-    let text = format!("source {:?} keeps back {} MiB of WAL, the plan's limits.{code} is {} MiB", source.name, kept >> 20, limit >> 20);
+    let text = format!(
+        "source {:?} keeps back {} MiB of WAL, the plan's limits.{code} is {} MiB",
+        source.name,
+        kept >> 20,
+        limit >> 20
+    );
     warnings.push(Warning::new(code, text));
 }

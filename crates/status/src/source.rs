@@ -33,7 +33,10 @@ pub(crate) async fn look(session: &Session, slot: &str) -> Result<SourceNow, PgE
             return Ok(SourceNow { lsn, slot: state, sent: false });
         };
         let row = session
-            .query_opt("SELECT (sent_lsn - '0/0')::int8 FROM pg_stat_replication WHERE pid = $1 AND sent_lsn IS NOT NULL", &[&pid])
+            .query_opt(
+                "SELECT (sent_lsn - '0/0')::int8 FROM pg_stat_replication WHERE pid = $1 AND sent_lsn IS NOT NULL",
+                &[&pid],
+            )
             .await?;
         let sent = row.is_some_and(|row| lsn.bytes_since(Lsn(row.get::<_, i64>(0) as u64)) <= PAGE_HEADER);
         if sent || begun.elapsed() > CATCH_UP {

@@ -118,7 +118,8 @@ async fn tables(session: &Session, checkpoints: &BTreeMap<String, Checkpoint>) -
         .iter()
         .map(|row| {
             let source: String = row.get(0);
-            let name = |schema, name| TableName::new(row.get::<_, String>(schema), row.get::<_, String>(name)).to_string();
+            let name =
+                |schema, name| TableName::new(row.get::<_, String>(schema), row.get::<_, String>(name)).to_string();
             let (begun, copied, building): (bool, bool, bool) = (row.get(8), row.get(9), row.get(10));
             let joined = checkpoints.get(&source).is_some_and(|checkpoint| checkpoint.joined);
             let state = match (begun, copied, building, joined) {

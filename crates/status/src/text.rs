@@ -8,7 +8,11 @@ pub fn text(status: &Status) -> String {
     let _ = head(&mut out, status);
     if !status.tables.is_empty() {
         let width = status.tables.iter().map(|table| table.table.len()).max().unwrap_or(0).clamp(5, 48);
-        let _ = writeln!(out, "\n{:<width$}  {:<8}  {:>12}  {:>12}  {:>10}", "table", "state", "rows copied", "of", "copied");
+        let _ = writeln!(
+            out,
+            "\n{:<width$}  {:<8}  {:>12}  {:>12}  {:>10}",
+            "table", "state", "rows copied", "of", "copied"
+        );
         for table in &status.tables {
             let _ = writeln!(
                 out,
@@ -29,7 +33,8 @@ pub(crate) fn head(out: &mut String, status: &Status) -> std::fmt::Result {
     let phase = status.phase.map_or("unknown".to_owned(), |phase| format!("{phase:?}").to_lowercase());
     writeln!(out, "plan {}: {phase}", status.plan)?;
     for source in &status.sources {
-        let kept = source.wal_kept_bytes.map_or("unknown".to_owned(), |bytes| size(u64::try_from(bytes).unwrap_or_default()));
+        let kept =
+            source.wal_kept_bytes.map_or("unknown".to_owned(), |bytes| size(u64::try_from(bytes).unwrap_or_default()));
         writeln!(out, "source {}: lag {}; WAL kept back {kept}", source.name, lag(&source.lag))?;
         let lsn = |lsn: &Option<String>| lsn.clone().unwrap_or_else(|| "unknown".to_owned());
         writeln!(

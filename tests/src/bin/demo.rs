@@ -167,7 +167,7 @@ impl<'a> Watch<'a> {
         let mut shown = String::new();
         loop {
             tick.tick().await;
-            ensure!(running.is_running()?, "crossfade run has ended:\n{}", running.log_tail());
+            ensure!(running.is_running()?, "crossfade run has ended: see above");
             ensure!(Instant::now() < deadline, "it takes too long; last: {shown}");
             // In its first moments there is nothing yet that a status could be read from.
             let Ok(status) = self.crossfade.status().await else { continue };

@@ -18,8 +18,10 @@ pub(super) async fn look(session: &Session, needed: Needed<'_>) -> Result<Vec<Fi
 
 /// None of the tables is there.
 async fn empty(session: &Session, needed: Needed<'_>) -> Result<Option<Finding>, ApplyError> {
-    let wanted: BTreeSet<&TableName> = needed.tables.iter().flat_map(|table| [Some(&table.name), table.root.as_ref()]).flatten().collect();
-    let (schemas, names): (Vec<&str>, Vec<&str>) = wanted.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let wanted: BTreeSet<&TableName> =
+        needed.tables.iter().flat_map(|table| [Some(&table.name), table.root.as_ref()]).flatten().collect();
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        wanted.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
     let rows = session
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -30,13 +32,16 @@ async fn empty(session: &Session, needed: Needed<'_>) -> Result<Option<Finding>,
     if rows.is_empty() {
         return Ok(None);
     }
-    let found: Vec<TableName> = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    let found: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
     let drop = found.iter().map(TableName::quoted).collect::<Vec<_>>().join(", ");
     Ok(Some(Finding::blocker(
         Code::TargetNotEmpty,
         format!("the target ({})", session.place()),
         format!("it already has what `clone` would create: {}", list(&found)),
-        format!("if nobody needs them, DROP TABLE {drop}; else use an empty database, or say [target] schema = \"exists\""),
+        format!(
+            "if nobody needs them, DROP TABLE {drop}; else use an empty database, or say [target] schema = \"exists\""
+        ),
     )))
 }
 
@@ -62,7 +67,12 @@ async fn schemas(session: &Session, needed: Needed<'_>) -> Result<Vec<Finding>, 
         .map(|row| {
             let (schema, role): (&str, &str) = (row.get(0), row.get(1));
             let next = format!("GRANT CREATE, USAGE ON SCHEMA {} TO {};", quote::ident(schema), quote::ident(role));
-            Finding::blocker(Code::PrivilegeMissing, format!("schema {schema} of the target"), format!("role {role} may not create tables in it"), next)
+            Finding::blocker(
+                Code::PrivilegeMissing,
+                format!("schema {schema} of the target"),
+                format!("role {role} may not create tables in it"),
+                next,
+            )
         })
         .collect())
 }
@@ -111,10 +121,20 @@ async fn extensions(session: &Session, wanted: &[String]) -> Result<Vec<Finding>
             let create = format!("CREATE EXTENSION {};", quote::ident(name));
             if available {
                 let why = format!("the source uses it, and role {me} may not create it on the target");
-                return Finding::blocker(Code::PrivilegeMissing, format!("extension {name}"), why, format!("as a superuser on the target: {create}"));
+                return Finding::blocker(
+                    Code::PrivilegeMissing,
+                    format!("extension {name}"),
+                    why,
+                    format!("as a superuser on the target: {create}"),
+                );
             }
             let next = format!("install its package on the target's server, so that it can do {create}");
-            Finding::blocker(Code::TargetLacks, format!("extension {name}"), "the source uses it, and the target's server does not have it", next)
+            Finding::blocker(
+                Code::TargetLacks,
+                format!("extension {name}"),
+                "the source uses it, and the target's server does not have it",
+                next,
+            )
         })
         .collect())
 }

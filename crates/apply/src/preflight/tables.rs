@@ -17,7 +17,12 @@ pub(super) async fn look(session: &Session, tables: &[Table]) -> Result<Vec<Find
             None => {
                 let next = "create it, leave it out of the source's `tables`, or let crossfade create the schema: [target] schema = \"clone\"";
                 let what = format!("table {}", table.name);
-                findings.push(Finding::blocker(Code::TargetMissing, what, "the target has no table of that name, nor of its root's", next));
+                findings.push(Finding::blocker(
+                    Code::TargetMissing,
+                    what,
+                    "the target has no table of that name, nor of its root's",
+                    next,
+                ));
                 continue;
             }
         };
@@ -29,7 +34,12 @@ pub(super) async fn look(session: &Session, tables: &[Table]) -> Result<Vec<Find
         if found.readable && has_rows(session, &found.name).await? {
             let next = format!("if they are of no use, TRUNCATE {};", found.name.quoted());
             let what = format!("table {} of the target", found.name);
-            findings.push(Finding::blocker(Code::TargetNotEmpty, what, "it has rows, and the copy's would come on top of them", next));
+            findings.push(Finding::blocker(
+                Code::TargetNotEmpty,
+                what,
+                "it has rows, and the copy's would come on top of them",
+                next,
+            ));
         }
     }
     let oids: Vec<u32> = counterparts.values().map(|found| found.oid).collect();
@@ -69,13 +79,30 @@ async fn counterpart(session: &Session, table: &Table) -> Result<Option<Counterp
 async fn columns(session: &Session, table: &Table, found: &Counterpart) -> Result<Vec<Finding>, ApplyError> {
     let there = target_columns(session, &found.name).await?;
     let finding = |column: &model::CopyColumn| {
-        let add = format!("ALTER TABLE {} ADD COLUMN {} {};", found.name.quoted(), quote::ident(&column.name), column.type_name);
+        let add = format!(
+            "ALTER TABLE {} ADD COLUMN {} {};",
+            found.name.quoted(),
+            quote::ident(&column.name),
+            column.type_name
+        );
         let (why, next) = match there.iter().find(|candidate| candidate.name == column.name) {
             None => ("the target has no such column", add),
-            Some(column) if column.generated => ("the target generates it", format!("ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION;", found.name.quoted(), quote::ident(&column.name))),
+            Some(column) if column.generated => (
+                "the target generates it",
+                format!(
+                    "ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION;",
+                    found.name.quoted(),
+                    quote::ident(&column.name)
+                ),
+            ),
             Some(_) => return None,
         };
-        Some(Finding::blocker(Code::TargetMissing, format!("column {} of table {}", column.name, found.name), why, next))
+        Some(Finding::blocker(
+            Code::TargetMissing,
+            format!("column {} of table {}", column.name, found.name),
+            why,
+            next,
+        ))
     };
     Ok(table.columns.iter().filter_map(finding).collect())
 }
@@ -108,8 +135,10 @@ async fn triggers(session: &Session, oids: &[u32]) -> Result<Vec<Finding>, Apply
         .map(|row| {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
             let name: &str = row.get(2);
-            let why = "it fires for replicated rows too (ENABLE ALWAYS or REPLICA), which has happened at the source already";
-            let next = format!("until the cutover: ALTER TABLE {} DISABLE TRIGGER {};", table.quoted(), quote::ident(name));
+            let why =
+                "it fires for replicated rows too (ENABLE ALWAYS or REPLICA), which has happened at the source already";
+            let next =
+                format!("until the cutover: ALTER TABLE {} DISABLE TRIGGER {};", table.quoted(), quote::ident(name));
             Finding::blocker(Code::TargetNotEmpty, format!("trigger {name} of table {table} of the target"), why, next)
         })
         .collect())

@@ -118,7 +118,10 @@ impl Run {
         if self.target.identity == Identity::None {
             out.inserts.extend(self.ops.iter().filter_map(|op| if let Op::Insert(new) = op { Some(new.clone()) } else { None }));
         }
-        for net in self.nets.values() {
+        // In the key's order, shorter texts first, which for numbers is theirs: neighbours share pages of table and index.
+        let mut nets: Vec<(&Bytes, &Net)> = self.nets.iter().collect();
+        nets.sort_unstable_by(|(a, _), (b, _)| (a.len(), *a).cmp(&(b.len(), *b)));
+        for (_, net) in nets {
             match net {
                 Net::Insert(new) => out.inserts.push(new.clone()),
                 Net::Update(new) => out.updates.push(new.clone()),
@@ -166,11 +169,10 @@ pub(super) fn filled(new: &Tuple, old: &Tuple) -> Tuple {
 
 /// The key's columns as one value that is equal only for equal texts.
 pub(super) fn key_of(tuple: &Tuple, key: &[usize]) -> Bytes {
-    if let [only] = key {
-        if let Some(Cell::Text(text)) = tuple.cells().nth(*only) {
+    if let [only] = key
+        && let Some(Cell::Text(text)) = tuple.cells().nth(*only) {
             return tuple.bytes().slice_ref(text);
         }
-    }
     let mut out = BytesMut::new();
     let cells: Vec<Cell<'_>> = tuple.cells().collect();
     for index in key {

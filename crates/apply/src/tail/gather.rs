@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::task::Poll;
 
 use model::{Change, Lsn, Marker, MarkerKind, Oid, Old, Part, Seq, TableName, Xid};
 use tokio::sync::{mpsc, watch};
@@ -107,7 +108,7 @@ struct Gather {
 pub(super) async fn run(
     job: Arc<Job>,
     checkpoints: BTreeMap<String, Checkpoint>,
-    mut incoming: mpsc::Receiver<Incoming>,
+    mut incoming: Inbox,
     groups: mpsc::Sender<Group>,
     mut gate: watch::Receiver<u64>,
 ) -> Result<(), ApplyError> {
@@ -126,12 +127,11 @@ pub(super) async fn run(
     let mut gates = 0;
     loop {
         let due = gather.group.partial || gather.group.full(gather.budget);
-        if !due {
-            if let Some((source, seq, part)) = gather.queue.pop_front() {
+        if !due
+            && let Some((source, seq, part)) = gather.queue.pop_front() {
                 gather.part(&source, seq, part)?;
                 continue;
             }
-        }
         tokio::select! {
             biased;
             permit = groups.reserve(), if !gather.group.is_empty() => {
@@ -150,15 +150,50 @@ pub(super) async fn run(
                     }
                 }
             }
-            message = incoming.recv(), if !due => match message {
-                Some(message) => gather.take(message).await?,
-                None => return Ok(()),
-            },
+            message = incoming.next(gather.begun()), if !due => gather.take(message).await?,
         }
     }
 }
 
+/// What the readers of all sources bring.
+#[derive(Default)]
+pub(super) struct Inbox {
+    sources: Vec<(Arc<str>, mpsc::Receiver<Incoming>)>,
+    turn: usize,
+}
+
+impl Inbox {
+    pub fn add(&mut self, source: &str, receiver: mpsc::Receiver<Incoming>) {
+        self.sources.push((source.into(), receiver));
+    }
+
+    /// The next message, by turns of any source, or of this one `only`. A reader that has ended brings nothing more; its own result says why.
+    async fn next(&mut self, only: Option<Arc<str>>) -> Incoming {
+        let only = only.as_deref();
+        std::future::poll_fn(|context| {
+            let count = self.sources.len();
+            for at in (self.turn + 1..=self.turn + count).map(|at| at % count) {
+                let (source, receiver) = &mut self.sources[at];
+                if only.is_none_or(|only| only == &**source)
+                    && let Poll::Ready(Some(message)) = receiver.poll_recv(context)
+                {
+                    self.turn = at;
+                    return Poll::Ready(message);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
 impl Gather {
+    /// The source whose transaction is in the target's open transaction with its first pieces only. Nothing of another source may come
+    /// before its end: the target transaction would end with a part of it.
+    fn begun(&self) -> Option<Arc<str>> {
+        self.pending.iter().find(|(_, pending)| pending.begun).map(|(source, _)| Arc::clone(source))
+    }
+
     async fn take(&mut self, message: Incoming) -> Result<(), ApplyError> {
         let Incoming { source, seq, what } = message;
         match what {

@@ -21,6 +21,8 @@ const PREPARED: usize = 500;
 struct Writer<'a> {
     session: &'a Session,
     prepared: HashMap<String, tokio_postgres::Statement>,
+    /// The open transaction's constraints are deferred.
+    deferred: bool,
 }
 
 /// Writes groups as they come. Each transaction holds the lease and moves the checkpoint from where it was.
@@ -33,7 +35,7 @@ pub(super) async fn run(
     passed: watch::Sender<u64>,
     stop: &CancellationToken,
 ) -> Result<(), ApplyError> {
-    let mut writer = Writer { session, prepared: HashMap::new() };
+    let mut writer = Writer { session, prepared: HashMap::new(), deferred: false };
     let mut open = false;
     let mut markers = Vec::new();
     loop {
@@ -53,6 +55,7 @@ pub(super) async fn run(
         };
         if !open {
             lease.begin(session).await?;
+            writer.deferred = false;
         }
         for step in &group.steps {
             writer.step(step).await?;
@@ -155,12 +158,13 @@ impl Writer<'_> {
             match self.folded(&run.target, &run.folded()).await {
                 Ok(true) => return Ok(self.session.batch_execute("RELEASE crossfade_set").await?),
                 Ok(false) => {}
-                Err(error) if error.is_constraint() => {}
+                // Row by row shows which one it is.
+                Err(error) if error.is_row() => {}
                 Err(error) => return Err(refused(&run.target, error)),
             }
             self.session.batch_execute("ROLLBACK TO crossfade_set; RELEASE crossfade_set").await?;
         }
-        self.session.batch_execute("SET CONSTRAINTS ALL DEFERRED").await?;
+        self.defer().await?;
         for op in &run.ops {
             self.one(&run.target, op).await?;
         }
@@ -202,7 +206,16 @@ impl Writer<'_> {
         }
     }
 
+    /// Deferrable constraints are looked at when the transaction ends: in between they may be broken at the source, too.
+    async fn defer(&mut self) -> Result<(), ApplyError> {
+        if !std::mem::replace(&mut self.deferred, true) {
+            self.session.batch_execute("SET CONSTRAINTS ALL DEFERRED").await?;
+        }
+        Ok(())
+    }
+
     async fn shift(&mut self, target: &Target, old: &Tuple, new: &Tuple) -> Result<(), ApplyError> {
+        self.defer().await?;
         let row = shifted(old, new);
         match self.write(&target.shift(&present(new)), &[&row]).await {
             Ok(true) => Ok(()),

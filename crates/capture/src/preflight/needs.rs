@@ -41,7 +41,8 @@ SELECT coalesce(array_agg(DISTINCT r.rolname::text) FILTER (WHERE owns), '{}'), 
 /// The source cannot be asked.
 pub async fn needs(source: &Source, session: &Session) -> Result<Needs, CaptureError> {
     let objects = session.query_one(OBJECTS, &[]).await?;
-    let extensions = session.query("SELECT extname::text FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1", &[]).await?;
+    let extensions =
+        session.query("SELECT extname::text FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1", &[]).await?;
     Ok(Needs {
         identity: catalog::identity(session).await?,
         tables: select::tables(session, source).await?,

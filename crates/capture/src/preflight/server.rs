@@ -41,20 +41,38 @@ pub(super) async fn look(
     let mut findings = Vec::new();
     if version < OLDEST {
         let why = format!("it runs Postgres {}, crossfade reads 14 and newer", version / 10_000);
-        findings.push(Finding::blocker(Code::ServerTooOld, &place, why, "upgrade the server, or capture from a newer replica"));
+        findings.push(Finding::blocker(
+            Code::ServerTooOld,
+            &place,
+            why,
+            "upgrade the server, or capture from a newer replica",
+        ));
     }
     if row.get("standby") {
-        findings.push(Finding::blocker(Code::ConnectionFailed, &place, "it is a standby, where no publication can be made", "name the primary in the source's url"));
+        findings.push(Finding::blocker(
+            Code::ConnectionFailed,
+            &place,
+            "it is a standby, where no publication can be made",
+            "name the primary in the source's url",
+        ));
     }
     let wal_level: String = row.get("wal_level");
     if wal_level != "logical" {
         let why = format!("wal_level is {wal_level:?}, and must be logical");
-        findings.push(Finding::blocker(Code::WalLevel, &place, why, "ALTER SYSTEM SET wal_level = 'logical'; then restart the server"));
+        findings.push(Finding::blocker(
+            Code::WalLevel,
+            &place,
+            why,
+            "ALTER SYSTEM SET wal_level = 'logical'; then restart the server",
+        ));
     }
     let (max, used): (i32, i32) = (row.get("max_slots"), row.get("slots"));
     if own.is_none() && used >= max {
         let why = format!("all {max} replication slots are taken (max_replication_slots)");
-        let next = format!("ALTER SYSTEM SET max_replication_slots = {}; then restart the server, or drop a slot that nobody needs: SELECT slot_name FROM pg_replication_slots WHERE NOT active", max + 4);
+        let next = format!(
+            "ALTER SYSTEM SET max_replication_slots = {}; then restart the server, or drop a slot that nobody needs: SELECT slot_name FROM pg_replication_slots WHERE NOT active",
+            max + 4
+        );
         findings.push(Finding::blocker(Code::SlotsExhausted, &place, why, next));
     }
     let (max, used): (i32, i32) = (row.get("max_senders"), row.get("senders"));
@@ -65,7 +83,12 @@ pub(super) async fn look(
     }
     if !row.get::<_, bool>("may_replicate") {
         let why = format!("role {} may not replicate: it lacks REPLICATION", role.name);
-        findings.push(Finding::blocker(Code::PrivilegeMissing, &place, why, format!("ALTER ROLE {quoted} REPLICATION;")));
+        findings.push(Finding::blocker(
+            Code::PrivilegeMissing,
+            &place,
+            why,
+            format!("ALTER ROLE {quoted} REPLICATION;"),
+        ));
     }
     if !row.get::<_, bool>("may_create") && !row.get::<_, bool>("published") {
         let database: String = row.get("database");
@@ -77,13 +100,16 @@ pub(super) async fn look(
         findings.extend(schema::pg_dump((version / 10_000) as i32).err().map(Finding::from));
     }
     if row.get::<_, &str>("encoding") == "SQL_ASCII" {
-        let why = "its encoding is SQL_ASCII: text in it may be of any encoding, and what is no UTF-8 cannot be carried";
+        let why =
+            "its encoding is SQL_ASCII: text in it may be of any encoding, and what is no UTF-8 cannot be carried";
         let next = "see that all text is UTF-8, or convert it before the copy";
         findings.push(Finding::warning(Code::NotCarried, &place, why, next));
     }
     let keep: String = row.get("keep");
     if keep != "-1" {
-        let why = format!("max_slot_wal_keep_size is {keep}: a backlog larger than that loses the slot, and the migration with it");
+        let why = format!(
+            "max_slot_wal_keep_size is {keep}: a backlog larger than that loses the slot, and the migration with it"
+        );
         let next = "ALTER SYSTEM SET max_slot_wal_keep_size = -1; SELECT pg_reload_conf(); (limits.wal_warn and wal_critical watch the disk)";
         findings.push(Finding::warning(Code::SlotLost, &place, why, next));
     }
@@ -118,7 +144,12 @@ async fn transactions(session: &Session, begun: bool) -> Result<Vec<Finding>, Ca
         let what = format!("prepared transaction {gid:?} (user {owner}, database {database})");
         let why = format!("it waits for {age}; slot and copy wait for its end");
         let gid = quote::literal(gid);
-        Finding::warning(Code::LongTransaction, what, why, format!("COMMIT PREPARED {gid}; or ROLLBACK PREPARED {gid};"))
+        Finding::warning(
+            Code::LongTransaction,
+            what,
+            why,
+            format!("COMMIT PREPARED {gid}; or ROLLBACK PREPARED {gid};"),
+        )
     });
     Ok(long.chain(prepared).collect())
 }

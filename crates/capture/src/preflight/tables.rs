@@ -21,14 +21,23 @@ pub(super) async fn look(
     if selected.is_empty() {
         let why = format!("no table of it is selected by {:?}", source.tables.written());
         let next = "correct the source's `tables`; `*` stands for any text: [\"public.*\"]";
-        findings.push(Finding::blocker(Code::NoTables, format!("source {:?} ({})", source.name, session.place()), why, next));
+        findings.push(Finding::blocker(
+            Code::NoTables,
+            format!("source {:?} ({})", source.name, session.place()),
+            why,
+            next,
+        ));
     }
     findings.extend(rights(session, role, selected, publications).await?);
     for table in selected {
         findings.extend(select::published(plan, table).err().map(Finding::from));
         if !table.logged {
             let why = "it is unlogged, so its changes never reach the WAL";
-            let next = format!("ALTER TABLE {} SET LOGGED; or leave it out: \"!{}\" in the source's `tables`", table.name.quoted(), table.name);
+            let next = format!(
+                "ALTER TABLE {} SET LOGGED; or leave it out: \"!{}\" in the source's `tables`",
+                table.name.quoted(),
+                table.name
+            );
             findings.push(Finding::blocker(Code::NotCarried, format!("table {}", table.name), why, next));
         }
     }
@@ -38,7 +47,12 @@ pub(super) async fn look(
 }
 
 /// What the role must be allowed to do with each table.
-async fn rights(session: &Session, role: &Role, selected: &[Table], publications: &[String]) -> Result<Vec<Finding>, CaptureError> {
+async fn rights(
+    session: &Session,
+    role: &Role,
+    selected: &[Table],
+    publications: &[String],
+) -> Result<Vec<Finding>, CaptureError> {
     let oids: Vec<u32> = selected.iter().map(|table| table.oid.0).collect();
     let rows = session
         .query(
@@ -65,7 +79,11 @@ async fn rights(session: &Session, role: &Role, selected: &[Table], publications
         }
         if !row.get::<_, bool>("readable") {
             let why = format!("role {} may not read it", role.name);
-            findings.push(missing(format!("table {table}"), why, format!("GRANT SELECT ON {} TO {me};", table.quoted())));
+            findings.push(missing(
+                format!("table {table}"),
+                why,
+                format!("GRANT SELECT ON {} TO {me};", table.quoted()),
+            ));
         }
         if row.get("hidden") {
             let why = format!("row security hides rows of it from role {}", role.name);
@@ -73,7 +91,8 @@ async fn rights(session: &Session, role: &Role, selected: &[Table], publications
         }
         let owner: String = row.get("owner");
         if !row.get::<_, bool>("publishable") && owners.insert(owner.clone()) {
-            let why = format!("only its owner {owner} may publish it, and role {} is no member of that role", role.name);
+            let why =
+                format!("only its owner {owner} may publish it, and role {} is no member of that role", role.name);
             findings.push(missing(format!("table {table}"), why, format!("GRANT {} TO {me};", quote::ident(&owner))));
         }
     }
@@ -115,13 +134,15 @@ async fn not_carried(source: &Source, session: &Session) -> Result<Vec<Finding>,
             .collect::<Vec<_>>()
     };
     let mut findings = Vec::new();
-    let mut note = |what: String, why: &str, next: String| findings.push(Finding::warning(Code::NotCarried, what, why, next));
+    let mut note =
+        |what: String, why: &str, next: String| findings.push(Finding::warning(Code::NotCarried, what, why, next));
     for table in of_kind("f") {
         let next = format!("copy what is behind it yourself, or leave it out: \"!{table}\" in the source's `tables`");
         note(format!("foreign table {table}"), "its rows are elsewhere and do not go over", next);
     }
     for view in of_kind("m") {
-        let next = format!("at the target, once copy and tail are joined: REFRESH MATERIALIZED VIEW {};", view.quoted());
+        let next =
+            format!("at the target, once copy and tail are joined: REFRESH MATERIALIZED VIEW {};", view.quoted());
         note(format!("materialized view {view}"), "its rows do not go over", next);
     }
     if let sequences @ 1.. = of_kind("S").len() {

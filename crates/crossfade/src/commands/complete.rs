@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::log::Log;
 use model::{Code, Identity, Problem, Seq};
@@ -9,6 +10,11 @@ use serde_json::{Value, json};
 use crate::report::{self, Output};
 use crate::wiring;
 
+/// How long the servers may take to notice that a process, stopped a moment ago, has ended.
+const ENDING: Duration = Duration::from_secs(2);
+
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Lists what crossfade created, and with `yes` removes it. Works at any phase, and again.
 pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8, Problem> {
     // Everything must be there to be asked before anything is removed: what would stay behind is told now.
@@ -18,7 +24,12 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
         sources.push((source.name.clone(), pg::connect(&wiring::source(source)?, "complete").await?));
     }
     let log = wiring::read_log(&plan).await?;
-    let live = live(&plan, &target, &sources).await?;
+    let mut live = live(&plan, &target, &sources).await?;
+    let begun = tokio::time::Instant::now();
+    while yes && !live.is_empty() && begun.elapsed() < ENDING {
+        tokio::time::sleep(LOOK).await;
+        live = self::live(&plan, &target, &sources).await?;
+    }
     if yes && !live.is_empty() {
         return Err(Problem::new(
             Code::WriterRefused,
@@ -40,7 +51,9 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
     let removed = apply::remove(&target, &plan.name, yes).await?;
     found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     if let Some(log) = log {
-        found.extend(streams(&plan, &*log, &pg::catalog::identity(&target).await.map_err(pg::PgError::from)?, yes).await?);
+        found.extend(
+            streams(&plan, &*log, &pg::catalog::identity(&target).await.map_err(pg::PgError::from)?, yes).await?,
+        );
     }
     let document = json!({ "plan": plan.name, "removed": yes, "found": found, "running": live });
     if output.json {
@@ -63,8 +76,12 @@ async fn live(plan: &Plan, target: &Session, sources: &[(String, Session)]) -> R
     let mut live: Vec<String> =
         apply::live_workers(target, &plan.name).await?.into_iter().map(|worker| format!("apply {worker}")).collect();
     for (name, session) in sources {
-        let slot = capture::slot_state(session, &capture::slot_name(&plan.name, name)).await.map_err(pg::PgError::from)?;
-        live.extend(slot.and_then(|slot| slot.active_pid).map(|pid| format!("capture of {name} (the source's walsender {pid})")));
+        let slot =
+            capture::slot_state(session, &capture::slot_name(&plan.name, name)).await.map_err(pg::PgError::from)?;
+        live.extend(
+            slot.and_then(|slot| slot.active_pid)
+                .map(|pid| format!("capture of {name} (the source's walsender {pid})")),
+        );
     }
     Ok(live)
 }
@@ -85,7 +102,10 @@ async fn streams(plan: &Plan, log: &dyn Log, target: &Identity, yes: bool) -> Re
                 log.remove(&stream).await?;
             }
             if state.last > Seq::ZERO || !yes {
-                found.push(entry(&format!("log {}", log.describe()), &format!("stream {stream}, {} messages", state.messages)));
+                found.push(entry(
+                    &format!("log {}", log.describe()),
+                    &format!("stream {stream}, {} messages", state.messages),
+                ));
             }
         }
     }

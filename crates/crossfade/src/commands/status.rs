@@ -19,7 +19,7 @@ pub(crate) async fn run(plan: Arc<Plan>, watch: bool, output: Output) -> Result<
     let mut gather = Gather::new(Arc::clone(&plan))?;
     let mut log = Kept { plan, open: None };
     if !watch {
-        let status = gather.now(log.open().await).await;
+        let status = gather.now(async || log.open().await).await;
         if output.json {
             output.print(&document(&status)?);
         } else {
@@ -32,7 +32,7 @@ pub(crate) async fn run(plan: Arc<Plan>, watch: bool, output: Output) -> Result<
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let status = gather.now(log.open().await).await;
+        let status = gather.now(async || log.open().await).await;
         match &mut bars {
             Some(bars) => bars.show(&status),
             None if output.json => output.print(&document(&status)?),
@@ -42,7 +42,8 @@ pub(crate) async fn run(plan: Arc<Plan>, watch: bool, output: Output) -> Result<
 }
 
 fn document(status: &Status) -> Result<Value, Problem> {
-    serde_json::to_value(status).map_err(|error| Problem::new(Code::Internal, "the status", error.to_string(), "report it"))
+    serde_json::to_value(status)
+        .map_err(|error| Problem::new(Code::Internal, "the status", error.to_string(), "report it"))
 }
 
 /// The log's connection. An embedded log shows what was in it when it was opened, so that one is opened again each time.

@@ -39,7 +39,10 @@ pub(crate) async fn run(plan: Arc<Plan>, output: Output) -> Result<u8, Problem> 
 fn text(findings: &[Finding], verdict: &str) -> String {
     let mut text = String::new();
     for Finding { severity, problem } in findings {
-        text += &format!("{severity:<8} {} ({})\n         {}\n         → {}\n\n", problem.what, problem.code, problem.why, problem.next);
+        text += &format!(
+            "{severity:<8} {} ({})\n         {}\n         → {}\n\n",
+            problem.what, problem.code, problem.why, problem.next
+        );
     }
     let of = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     text + &format!("{verdict}: {} blockers, {} warnings\n", of(Severity::Blocker), of(Severity::Warning))
@@ -57,7 +60,7 @@ fn state_dir(plan: &Plan) -> Vec<Finding> {
         return vec![wiring::not_writable(&plan.state_dir, &format!("{}: {error}", there.display())).into()];
     }
     let Ok(disk) = nix::sys::statvfs::statvfs(there) else { return Vec::new() };
-    let free = u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size()));
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
     if free >= ROOM {
         return Vec::new();
     }

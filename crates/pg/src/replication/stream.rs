@@ -24,6 +24,10 @@ const WAITING_BYTES: usize = 16 << 20;
 /// What one read may bring: large enough that a system call is rare, small enough to be handed on quickly.
 const READ_BYTES: usize = 256 << 10;
 
+/// How long reading rests after a read that brought little. The server sends every change by itself; read as they come, each costs
+/// both sides a system call and a wake-up, which under load is more than all other work on it.
+const REST: Duration = Duration::from_millis(1);
+
 /// A server that is about to stop asks again as soon as it has been answered, until all of its WAL is confirmed: so a log
 /// that confirms minutes later would keep it from stopping. Running, it asks at most once between two of our reports, as
 /// they come more often than it asks; this many times between two of them is the stop, and by then everything has been sent.
@@ -122,6 +126,12 @@ pub(super) fn start(wire: Wire, every: Duration, place: String, slot: String) ->
     ReplicationStream { batches, current: Vec::new().into_iter(), held: None, positions, task, place }
 }
 
+async fn rest(until: Option<Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until.into()).await;
+    }
+}
+
 struct Pump {
     wire: Wire,
     batches: mpsc::UnboundedSender<Result<Batch, PgError>>,
@@ -150,6 +160,7 @@ impl Pump {
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What came together with the answer to START_REPLICATION.
         let mut waiting = self.take().await?;
+        let mut rest_until: Option<Instant> = None;
         loop {
             let room = Arc::clone(&self.room);
             // A batch that is larger than all the room takes all of it, and so passes alone.
@@ -173,11 +184,15 @@ impl Pump {
                     (Ok(room), Some(cut)) => self.deliver(cut, room)?,
                     _ => return Ok(()),
                 },
-                // 5. There is something to read.
-                read = self.wire.transport.read_buf(&mut self.wire.incoming), if waiting.is_none() => {
-                    if read? == 0 {
+                // 5. Reading has rested.
+                () = rest(rest_until), if rest_until.is_some() && waiting.is_none() => rest_until = None,
+                // 6. There is something to read.
+                read = self.wire.transport.read_buf(&mut self.wire.incoming), if waiting.is_none() && rest_until.is_none() => {
+                    let read = read?;
+                    if read == 0 {
                         return Err(PgError::closed("the server closed the connection"));
                     }
+                    rest_until = (read < READ_BYTES / 4).then(|| Instant::now() + REST);
                     waiting = self.take().await?;
                 }
             }

@@ -1,0 +1,70 @@
+//! Given a copy that starts over while chunks of its first try are on their way: the table has no key, so that a chunk that landed
+//! nevertheless would double its rows.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use crossfade_tests::{Crossfade, World, until};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn keyless(world: &World, rows: u32) -> Result<()> {
+    let sql = format!("CREATE TABLE t (a integer, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, {rows}) AS i");
+    world.at_source(&sql).map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Result<()> {
+    let world = World::embedded()?;
+    keyless(&world, 20_000)?;
+    world.at_target("CREATE TABLE t (a integer, v text)")?;
+    let plan = world.plan().target_exists().identity("public.t", "full").section("[limits]\ncopy_workers = 1");
+    let crossfade = Crossfade::new(&plan)?;
+    // The one worker claims its first chunks, and waits.
+    let lock = world.target.client("app").await?;
+    lock.batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE").await?;
+    let mut run = crossfade.start(&["run"])?;
+    let observer = world.target.client("app").await?;
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%apply copy' AND wait_event_type = 'Lock'";
+    until("a worker with chunks in its hands", MINUTE, || async { Ok(observer.query_opt(waits, &[]).await?) }).await?;
+    let all = "SELECT 1 FROM crossfade.tables WHERE chunks >= 12";
+    until("the whole table in the log", MINUTE, || async { Ok(observer.query_opt(all, &[]).await?) }).await?;
+    // The next epoch begins when these are in, and is not visible yet when the worker claims the next ones.
+    let next = world.target.client("app").await?;
+    let beginning = tokio::spawn(async move {
+        next.batch_execute("BEGIN; UPDATE crossfade.tables SET epoch = 2; TRUNCATE t").await?;
+        anyhow::Ok(next)
+    });
+    let queued = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')";
+    until("the next epoch waits for the claimed chunks", MINUTE, || async { Ok(observer.query_opt(queued, &[]).await?) }).await?;
+    lock.batch_execute("COMMIT").await?;
+    let next = beginning.await??;
+    until("a worker that waits with the next chunks", MINUTE, || async { Ok(observer.query_opt(waits, &[]).await?) }).await?;
+    next.batch_execute("COMMIT").await?;
+    let idle = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%apply copy' AND state = 'idle' AND query NOT LIKE 'BEGIN%'";
+    until("the worker is done with them", MINUTE, || async { Ok(observer.query_opt(idle, &[]).await?) }).await?;
+    let landed = world.at_target("SELECT count(*) FROM t")?;
+    ensure!(landed == "0", "{landed} rows of the void epoch landed");
+    run.kill9()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_capture_is_killed_in_the_middle_of_the_copy() -> Result<()> {
+    let world = World::with_nats()?;
+    keyless(&world, 60_000)?;
+    let crossfade = Crossfade::new(&world.plan().identity("public.t", "full"))?;
+    let mut apply = crossfade.elsewhere()?.start(&["apply"])?;
+    let target = world.target.client("app").await?;
+    let mut capture = crossfade.start(&["capture"])?;
+    let some = "SELECT 1 FROM crossfade.copied WHERE worker IS NOT NULL LIMIT 1";
+    until("the first chunks", MINUTE, || async { Ok(target.query_opt(some, &[]).await?) }).await?;
+    capture.kill9()?;
+    ensure!(world.at_target("SELECT chunks IS NULL FROM crossfade.tables")? == "t", "the copy was complete: nothing is tested");
+    world.at_source("INSERT INTO t VALUES (0, 'in between')")?;
+    let mut capture = crossfade.start(&["capture"])?;
+    crossfade.wait_for_lag_zero(&mut capture, MINUTE).await?;
+    ensure!(world.at_target("SELECT epoch FROM crossfade.tables")? == "2");
+    world.expect_equal().await?;
+    capture.stop().await?;
+    apply.stop().await
+}
