@@ -10,7 +10,7 @@ CARGO := cargo
 WHOLE := --workspace
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test bench fmt lint
+.PHONY: help setup build demo test soak bench fmt lint
 
 help: ## Shows this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ demo: build ## A live migration on servers of its own; LOG=embedded does it with
 
 test: build ## All tests, on real servers.
 	@.ci/test
+
+soak: build ## Tests that take minutes: a cluster of three nats-servers.
+	@$(CARGO) test -p crossfade-log --test cluster
 
 bench: setup ## Against Postgres's own subscription; writes benches/results/latest.json.
 	$(CARGO) build $(WHOLE) --release

@@ -12,7 +12,10 @@ use tokio_postgres::{Client, RowStream};
 use crate::connect;
 
 /// How many differing rows are kept to be shown.
-const SAMPLES: usize = 20;
+const SAMPLES: usize = 10;
+
+/// How much of a row, in characters.
+const SAMPLE_LENGTH: usize = 200;
 
 /// Values print the same on both sides, and so that floats keep all their digits.
 const PINNED: &str = "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; \
@@ -45,7 +48,9 @@ impl Comparison {
     fn differs(&mut self, sample: impl FnOnce() -> String) {
         self.differences += 1;
         if self.samples.len() < SAMPLES {
-            self.samples.push(sample());
+            let sample = sample();
+            let cut = sample.char_indices().nth(SAMPLE_LENGTH).map_or(sample.len(), |(at, _)| at);
+            self.samples.push(sample[..cut].to_owned());
         }
     }
 }

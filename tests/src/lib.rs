@@ -17,6 +17,7 @@ mod cluster;
 pub mod compare;
 mod folder;
 pub mod follow;
+mod jetstream;
 pub mod mixed;
 mod nats;
 mod pgbench;

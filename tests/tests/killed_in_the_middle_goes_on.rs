@@ -31,8 +31,8 @@ async fn is_killed_in_the_copy(world: World) -> Result<()> {
     let mut run = crossfade.start(&["run"])?;
     let target = world.target.client("app").await?;
     until("two tables that are done and one under way", 2 * MINUTE, || async {
-        let sql = "SELECT count(*) FILTER (WHERE name = 'third') > 3 AND bool_and(worker IS NOT NULL) FILTER (WHERE name <> 'third')
-                     FROM crossfade.copied";
+        let sql = "SELECT count(*) FILTER (WHERE name = 'third' AND worker IS NOT NULL) > 3
+                       AND bool_and(worker IS NOT NULL) FILTER (WHERE name IN ('first', 'second')) FROM crossfade.copied";
         Ok(target.query_one(sql, &[]).await?.get::<_, bool>(0).then_some(()))
     })
     .await?;

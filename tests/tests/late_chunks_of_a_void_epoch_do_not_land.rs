@@ -16,7 +16,7 @@ fn keyless(world: &World, rows: u32) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Result<()> {
     let world = World::embedded()?;
-    keyless(&world, 20_000)?;
+    keyless(&world, 50_000)?;
     world.at_target("CREATE TABLE t (a integer, v text)")?;
     let plan = world.plan().target_exists().identity("public.t", "full").section("[limits]\ncopy_workers = 1");
     let crossfade = Crossfade::new(&plan)?;
@@ -27,16 +27,18 @@ async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Resu
     let observer = world.target.client("app").await?;
     let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%apply copy' AND wait_event_type = 'Lock'";
     until("a worker with chunks in its hands", MINUTE, || async { Ok(observer.query_opt(waits, &[]).await?) }).await?;
-    let all = "SELECT 1 FROM crossfade.tables WHERE chunks >= 12";
-    until("the whole table in the log", MINUTE, || async { Ok(observer.query_opt(all, &[]).await?) }).await?;
+    // What it has not claimed yet; the rest of the table is still coming.
+    let more = "SELECT 1 FROM crossfade.copied HAVING count(*) >= 6";
+    until("more chunks", MINUTE, || async { Ok(observer.query_opt(more, &[]).await?) }).await?;
     // The next epoch begins when these are in, and is not visible yet when the worker claims the next ones.
     let next = world.target.client("app").await?;
+    let pid: i32 = next.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let beginning = tokio::spawn(async move {
-        next.batch_execute("BEGIN; UPDATE crossfade.tables SET epoch = 2; TRUNCATE t").await?;
+        next.batch_execute("BEGIN; SELECT FROM crossfade.tables FOR UPDATE; UPDATE crossfade.tables SET epoch = 2; TRUNCATE t").await?;
         anyhow::Ok(next)
     });
-    let queued = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')";
-    until("the next epoch waits for the claimed chunks", MINUTE, || async { Ok(observer.query_opt(queued, &[]).await?) }).await?;
+    let queued = "SELECT 1 FROM pg_locks WHERE NOT granted AND pid = $1 LIMIT 1";
+    until("the next epoch waits for the claimed chunks", MINUTE, || async { Ok(observer.query_opt(queued, &[&pid]).await?) }).await?;
     lock.batch_execute("COMMIT").await?;
     let next = beginning.await??;
     until("a worker that waits with the next chunks", MINUTE, || async { Ok(observer.query_opt(waits, &[]).await?) }).await?;
@@ -53,7 +55,8 @@ async fn when_capture_is_killed_in_the_middle_of_the_copy() -> Result<()> {
     let world = World::with_nats()?;
     keyless(&world, 60_000)?;
     let crossfade = Crossfade::new(&world.plan().identity("public.t", "full"))?;
-    let mut apply = crossfade.elsewhere()?.start(&["apply"])?;
+    let elsewhere = crossfade.elsewhere()?;
+    let mut apply = elsewhere.start(&["apply"])?;
     let target = world.target.client("app").await?;
     let mut capture = crossfade.start(&["capture"])?;
     let some = "SELECT 1 FROM crossfade.copied WHERE worker IS NOT NULL LIMIT 1";

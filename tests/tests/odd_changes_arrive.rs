@@ -70,11 +70,11 @@ async fn equal_rows_in_a_table_without_key() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn unique_values_that_change_places() -> Result<()> {
     follows(
-        "CREATE TABLE deferrable (id integer PRIMARY KEY, u integer UNIQUE DEFERRABLE);
+        "CREATE TABLE later (id integer PRIMARY KEY, u integer UNIQUE DEFERRABLE);
          CREATE TABLE plain (id integer PRIMARY KEY, u integer UNIQUE);
-         INSERT INTO deferrable SELECT i, i FROM generate_series(1, 20) AS i; INSERT INTO plain SELECT * FROM deferrable",
-        "UPDATE deferrable SET u = 21 - u
-         BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE deferrable SET u = 5 WHERE id = 6; UPDATE deferrable SET u = (SELECT 210 - sum(u) FROM deferrable WHERE id <> 5) WHERE id = 5; COMMIT
+         INSERT INTO later SELECT i, i FROM generate_series(1, 20) AS i; INSERT INTO plain SELECT * FROM later",
+        "UPDATE later SET u = 21 - u
+         BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE later a SET u = b.u FROM later b WHERE a.id = 5 AND b.id = 6; UPDATE later SET u = 210 - (SELECT sum(u) FROM later WHERE id <> 6) WHERE id = 6; COMMIT
          BEGIN; UPDATE plain SET u = 1000 WHERE id = 1; UPDATE plain SET u = 1 WHERE id = 2; UPDATE plain SET u = 2 WHERE id = 1; COMMIT
          BEGIN; UPDATE plain SET u = 1000 WHERE id = 2; UPDATE plain SET u = 1 WHERE id = 1; UPDATE plain SET u = 2 WHERE id = 2; COMMIT
          BEGIN; DELETE FROM plain WHERE id = 3; INSERT INTO plain VALUES (30, 3); COMMIT

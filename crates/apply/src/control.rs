@@ -43,7 +43,10 @@ pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Resul
 
 async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Result<(), ApplyError> {
     match record {
-        Record::Schema(items) if job.plan.target.schema == SchemaMode::Clone => schema::create(session, source, items).await?,
+        Record::Schema(items) if job.plan.target.schema == SchemaMode::Clone => {
+            unjoin(session, source).await?;
+            schema::create(session, source, items).await?;
+        }
         Record::TableBegin(begin) => table_begin(session, source, begin).await?,
         Record::ChunkLogged(logged) => {
             session
@@ -68,6 +71,14 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
             session
                 .execute("UPDATE crossfade.checkpoint SET join_marker = $2::text WHERE source = $1::text", &[&source, &end.marker])
                 .await?;
+            // The tail may have been there already. A statement of its own: it sees what was committed while the one above waited.
+            session
+                .execute(
+                    "UPDATE crossfade.checkpoint SET joined = true WHERE source = $1::text
+                        AND EXISTS (SELECT FROM crossfade.marker m WHERE m.source = $1::text AND m.id = $2::text)",
+                    &[&source, &end.marker],
+                )
+                .await?;
         }
         Record::Schema(_)
         | Record::Header(_)
@@ -89,9 +100,16 @@ async fn table_begin(session: &Session, source: &str, begin: TableBegin) -> Resu
         .query_one("SELECT started FROM crossfade.checkpoint WHERE source = $1::text FOR UPDATE", &[&source])
         .await?
         .get(0);
+    unjoin(session, source).await?;
     tables::announce(session, source, begin.clone()).await?;
     if !started {
         tables::begin(session, source, &begin.table).await?;
     }
+    Ok(())
+}
+
+/// A table's copy begins: until it is in, and the marker behind it is reached, the tables do not agree with each other.
+async fn unjoin(session: &Session, source: &str) -> Result<(), ApplyError> {
+    session.execute("UPDATE crossfade.checkpoint SET joined = false WHERE source = $1::text", &[&source]).await?;
     Ok(())
 }

@@ -17,7 +17,7 @@ fn stage(item: &SchemaItem) -> &'static str {
     match item.kind.as_str() {
         "FK CONSTRAINT" | "POLICY" | "ROW SECURITY" => "foreign",
         "TRIGGER" | "RULE" | "EVENT TRIGGER" => "trigger",
-        "CONSTRAINT" | "CHECK CONSTRAINT" | "INDEX" | "STATISTICS" if item.table.is_some() => "table",
+        "CONSTRAINT" | "CHECK CONSTRAINT" | "INDEX" | "STATISTICS" | "TABLE ATTACH" if item.table.is_some() => "table",
         _ => "final",
     }
 }
@@ -89,6 +89,8 @@ pub(crate) async fn build_one(session: &Session) -> Result<bool, ApplyError> {
         "SELECT {ITEM} FROM crossfade.schema_item i
            JOIN crossfade.tables t ON (t.source, t.schema, t.name) = (i.source, i.table_schema, i.table_name)
           WHERE i.stage = 'table' AND i.done_at IS NULL AND {} AND (i.kind <> 'ANALYZE' OR {})
+            AND (i.kind <> 'TABLE ATTACH' OR NOT EXISTS (SELECT FROM crossfade.schema_item o WHERE (o.source, o.table_schema, o.table_name)
+                 = (i.source, i.table_schema, i.table_name) AND o.stage = 'table' AND o.id < i.id AND o.done_at IS NULL))
           ORDER BY i.id LIMIT 1 FOR UPDATE OF i SKIP LOCKED",
         tables::COPIED,
         tables::BUILT

@@ -37,13 +37,7 @@ pub(crate) async fn pass(client: &Client, limit: Duration) -> Result<(), Capture
         }
         let waited = start.elapsed();
         if waited > limit {
-            return Err(Problem::new(
-                Code::BarrierTimeout,
-                "the start of the copy",
-                format!("waited {} s for older transactions to end: {}", waited.as_secs(), open(client, &barrier).await?),
-                "end them (COMMIT PREPARED, ROLLBACK PREPARED or SELECT pg_terminate_backend(pid)) or raise limits.barrier_timeout",
-            )
-            .into());
+            return Err(timeout("the start of the copy", limit, &open(client, &barrier).await?).into());
         }
         if waited > SAY_AFTER && !said {
             said = true;
@@ -53,8 +47,18 @@ pub(crate) async fn pass(client: &Client, limit: Duration) -> Result<(), Capture
     }
 }
 
-/// Who is being waited for, for people.
-async fn open(client: &Client, barrier: &str) -> Result<String, CaptureError> {
+/// They did not end in time.
+pub(crate) fn timeout(what: &str, limit: Duration, open: &str) -> Problem {
+    Problem::new(
+        Code::BarrierTimeout,
+        what,
+        format!("waited {} s for older transactions to end: {open}", limit.as_secs()),
+        "end them (COMMIT PREPARED, ROLLBACK PREPARED or SELECT pg_terminate_backend(pid)) or raise limits.barrier_timeout",
+    )
+}
+
+/// Who is being waited for, for people: whose transaction id is not above `barrier`.
+pub(crate) async fn open(client: &Client, barrier: &str) -> Result<String, CaptureError> {
     let rows = client
         .query(
             "SELECT format('pid %s (database %s, user %s, open for %s)', pid, datname, usename, date_trunc('second', clock_timestamp() - xact_start))

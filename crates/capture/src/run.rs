@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use ::log::Log;
 use model::{Backoff, Code, Header, Identity, Lsn, Oid, Problem};
 use offsets::Store;
+use pg::catalog::Table;
 use pg::{Endpoint, Session};
 use plan::{Plan, Source};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,8 @@ pub(crate) struct Running {
     pub near: AtomicU64,
     /// Id of the last catalog marker that came back through the tail.
     pub catalog: tokio::sync::watch::Sender<String>,
+    /// The plan's tables when they were published: what is copied, and what must stay as it was.
+    pub tables: Vec<Table>,
     truncated: Mutex<HashMap<Oid, u64>>,
 }
 
@@ -54,9 +57,9 @@ impl Running {
         }
     }
 
-    /// How often the tail has seen this table emptied.
-    pub fn truncates(&self, table: Oid) -> u64 {
-        self.truncated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&table).copied().unwrap_or_default()
+    /// How often the tail has seen tables emptied.
+    pub fn truncates(&self) -> HashMap<Oid, u64> {
+        self.truncated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
 
@@ -125,7 +128,8 @@ async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
     let header = claim_streams(job, &session).await?;
     let progress = copy::progress(&job.log, &header).await?;
     let name = slot::slot_name(&job.plan.name, &job.source.name);
-    let found = slot::state(&session, &name).await?;
+    let limit = job.plan.limits.barrier_timeout;
+    let found = slot::settled(&session, &name, limit).await?;
     let resume = tail::resume_point(&*job.log, &job.offsets, &header).await?;
     check_chain(&header, &name, found.as_ref(), resume, &progress)?;
 
@@ -136,10 +140,10 @@ async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
         (Some(_), Some(lsn)) => lsn,
         // Nothing was logged since the slot was made, so nothing was confirmed either: it still stands at its start.
         (Some(slot), None) => slot.confirmed,
-        (None, _) => slot::create(&job.endpoint, &name, job.plan.limits.barrier_timeout).await?,
+        (None, _) => slot::create(&session, &job.endpoint, &name, limit).await?,
     };
     if changed || found.is_none() || !progress.complete(&tables) {
-        barrier::pass(&session, job.plan.limits.barrier_timeout).await?;
+        barrier::pass(&session, limit).await?;
     }
     let near: String = session.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.get(0);
     let near = AtomicU64::new(near.parse().unwrap_or_default());
@@ -150,6 +154,7 @@ async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
             header,
             near,
             catalog: tokio::sync::watch::Sender::new(String::new()),
+            tables,
             truncated: Mutex::default(),
         },
         progress,

@@ -30,6 +30,12 @@ pub(crate) async fn dump(running: &Running, session: &Session, only: Option<&Vec
     let tables = owners(session).await?;
     let mut items = entries(&before, false);
     items.extend(entries(&after, true));
+    if only.is_some() {
+        // Its root has keys and indexes by now, and attaching it would make them for it; its own are taken over if they come first.
+        let (attach, rest): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.kind == "TABLE ATTACH");
+        items = rest;
+        items.extend(attach.into_iter().map(|item| SchemaItem { post_data: true, ..item }));
+    }
     for item in &mut items {
         item.table = tables.get(&(item.schema.clone(), class(item), item.name.clone())).cloned();
     }
@@ -39,7 +45,7 @@ pub(crate) async fn dump(running: &Running, session: &Session, only: Option<&Vec
 /// What an entry's name is a name of: a table, an index, or "table object".
 fn class(item: &SchemaItem) -> &'static str {
     match item.kind.as_str() {
-        "TABLE" => "table",
+        "TABLE" | "TABLE ATTACH" => "table",
         "INDEX" => "index",
         _ => "part",
     }

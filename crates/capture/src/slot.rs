@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use model::{Code, Lsn, Problem};
+use model::Lsn;
 use pg::{Endpoint, Replication};
 use tokio_postgres::Client;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::CaptureError;
+use crate::{CaptureError, barrier};
 
 /// The name of a source's slot.
 pub fn slot_name(plan: &str, source: &str) -> String {
@@ -51,18 +51,52 @@ pub async fn state(client: &Client, name: &str) -> Result<Option<SlotState>, tok
     }))
 }
 
+/// How often a slot in the making is looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Looks up the slot, and waits for the end of its creation: a process that was killed meanwhile leaves the server at it, and a barrier passed
+/// before the slot's start is none.
+///
+/// # Errors
+/// The transactions that the creation waits for do not end within `limit`: names them.
+pub(crate) async fn settled(client: &Client, name: &str, limit: Duration) -> Result<Option<SlotState>, CaptureError> {
+    let start = tokio::time::Instant::now();
+    loop {
+        match state(client, name).await? {
+            Some(slot) if slot.confirmed == Lsn::ZERO && slot.active_pid.is_some() => {}
+            other => return Ok(other),
+        }
+        if start.elapsed() > limit {
+            return Err(barrier::timeout(&format!("slot {name}"), limit, &waited_for(client).await?).into());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// Creates the slot. Waits, as Postgres does, for transactions that are open now to end.
-pub(crate) async fn create(endpoint: &Endpoint, name: &str, limit: Duration) -> Result<Lsn, CaptureError> {
+///
+/// # Errors
+/// They do not end within `limit`: names them. Nobody is terminated, and no slot is left behind.
+pub(crate) async fn create(client: &Client, endpoint: &Endpoint, name: &str, limit: Duration) -> Result<Lsn, CaptureError> {
     let mut replication = Replication::connect(endpoint, "slot").await?;
     let failover = replication.server_version() >= 170_000;
-    let created = tokio::time::timeout(limit, replication.create_slot(name, failover)).await.map_err(|_| {
-        Problem::new(
-            Code::BarrierTimeout,
-            format!("slot {name}"),
-            format!("waited {} s for open transactions to end before the slot could be made", limit.as_secs()),
-            "SELECT pid, xact_start, query FROM pg_stat_activity WHERE backend_xid IS NOT NULL; end them or raise limits.barrier_timeout",
-        )
-    })??;
+    let Ok(created) = tokio::time::timeout(limit, replication.create_slot(name, failover)).await else {
+        let open = waited_for(client).await?;
+        // It is our own connection that waits at the server; left alone it would make the slot once they end, and nobody would read it.
+        if let Some(pid) = state(client, name).await?.and_then(|slot| slot.active_pid)
+            && let Err(error) = client.execute("SELECT pg_terminate_backend($1, 5000)", &[&pid]).await
+        {
+            warn!(slot = name, "its creation goes on at the server: {error}");
+        }
+        return Err(barrier::timeout(&format!("slot {name}"), limit, &open).into());
+    };
+    let created = created?;
     info!(slot = name, lsn = %created.consistent_point, "slot created");
     Ok(created.consistent_point)
+}
+
+/// The transactions that are open now, for people.
+async fn waited_for(client: &Client) -> Result<String, CaptureError> {
+    let newest: String = client.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.get(0);
+    barrier::open(client, &newest).await
 }

@@ -87,15 +87,12 @@ impl Assembler {
             }
             PgOutput::Relation { relation, .. } => match self.state {
                 State::Stream { top } => self.streamed.push(top, Item::Relation(relation))?,
-                State::Between | State::Transaction { .. } => {
-                    self.relations.insert(relation.id, relation);
-                }
+                State::Between | State::Transaction { .. } => self.describe(relation, out),
             },
             PgOutput::Insert { xid, relation, new } => self.change(xid, Change::Insert { relation, new }, out)?,
             PgOutput::Update { xid, relation, old, new } => self.change(xid, Change::Update { relation, old, new }, out)?,
             PgOutput::Delete { xid, relation, old } => self.change(xid, Change::Delete { relation, old }, out)?,
             PgOutput::Truncate { xid, relations, cascade, restart_identity } => {
-                self.running.note_truncate(&relations);
                 self.change(xid, Change::Truncate { relations, cascade, restart_identity }, out)?;
             }
             PgOutput::Message { xid, transactional, prefix, content, .. } => {
@@ -127,6 +124,13 @@ impl Assembler {
         }
     }
 
+    fn describe(&mut self, relation: Relation, out: &mut Packer) {
+        let (id, now) = (relation.id, relation.clone());
+        if self.relations.insert(id, relation).is_some_and(|before| before != now) {
+            out.redefined();
+        }
+    }
+
     fn put(&self, change: Change, out: &mut Packer) -> Result<(), CaptureError> {
         let ids: &[Oid] = match &change {
             Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
@@ -138,6 +142,10 @@ impl Assembler {
         let mut named = Vec::with_capacity(ids.len());
         for id in ids {
             named.push(self.relations.get(id).ok_or_else(|| internal("a change to a table that was not described"))?);
+        }
+        if let Change::Truncate { relations, .. } = &change {
+            // Only now: a streamed transaction's may come long before its commit, or be rolled back.
+            self.running.note_truncate(relations);
         }
         out.change(change.clone(), named.into_iter());
         Ok(())
@@ -151,9 +159,7 @@ impl Assembler {
             Some(items) => {
                 for item in items {
                     match item {
-                        Item::Relation(relation) => {
-                            self.relations.insert(relation.id, relation);
-                        }
+                        Item::Relation(relation) => self.describe(relation, out),
                         Item::Change { change, .. } => self.put(change, out)?,
                     }
                 }

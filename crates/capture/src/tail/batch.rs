@@ -73,6 +73,11 @@ impl Packer {
         }
     }
 
+    /// A table looks different from now on: a batch describes each table once, so what comes goes into another one.
+    pub fn redefined(&mut self) {
+        if self.open { self.split() } else { self.close() }
+    }
+
     /// Hands out what there is, and goes on with the open transaction in a part of its own.
     fn split(&mut self) {
         let part = self.batch.parts.last().map(|part| Part { first: false, changes: Vec::new(), ..*part });
@@ -165,6 +170,33 @@ mod tests {
         packer.commit(Lsn(35));
         packer.close();
         assert_eq!(packer.pop().unwrap().0.parts[0].xid, Xid(3));
+    }
+
+    #[test]
+    fn a_table_that_is_redefined_is_described_anew() {
+        let relation = |name: &str| Relation {
+            id: Oid(1),
+            table: model::TableName::new("public", name),
+            identity: model::ReplicaIdentity::Default,
+            columns: Vec::new(),
+        };
+        for open in [false, true] {
+            let mut packer = Packer::new("w".into(), 1 << 20);
+            packer.begin(Xid(1), Lsn(10), 0);
+            packer.change(insert(1), [&relation("old")].into_iter());
+            if !open {
+                packer.commit(Lsn(15));
+            }
+            packer.redefined();
+            if !open {
+                packer.begin(Xid(2), Lsn(20), 0);
+            }
+            packer.change(insert(1), [&relation("new")].into_iter());
+            packer.commit(Lsn(25));
+            packer.close();
+            let described: Vec<_> = std::iter::from_fn(|| packer.pop()).map(|(batch, _)| batch.relations[0].table.name.clone()).collect();
+            assert_eq!(described, ["old", "new"], "open: {open}");
+        }
     }
 
     #[test]

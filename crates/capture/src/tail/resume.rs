@@ -22,10 +22,10 @@ pub(crate) async fn resume_point(log: &dyn Log, offsets: &Store, header: &Header
     let mut seq = state.last;
     while seq >= state.first && seq > Seq::ZERO {
         let record = record(log, &tail, seq).await?;
-        if let Some(lsn) = complete(&record) {
+        if let Some(lsn) = record.as_ref().and_then(complete) {
             return Ok(Resume { last: state.last, lsn: Some(lsn) });
         }
-        if let Some(known) = known.filter(|known| known.seq == seq) {
+        if let Some(known) = known.filter(|known| known.seq == seq && record.is_some()) {
             return Ok(Resume { last: state.last, lsn: Some(known.lsn) });
         }
         seq = Seq(seq.0 - 1);
@@ -47,7 +47,7 @@ pub(super) async fn last_writer(log: &dyn Log, tail: &StreamName) -> Result<Opti
     let Some(state) = log.state(tail).await? else { return Ok(None) };
     let mut seq = state.last;
     while seq >= state.first && seq > Seq::ZERO {
-        if let Record::Writer(writer) = record(log, tail, seq).await? {
+        if let Some(Record::Writer(writer)) = record(log, tail, seq).await? {
             return Ok(Some(writer));
         }
         seq = Seq(seq.0 - 1);
@@ -55,10 +55,11 @@ pub(super) async fn last_writer(log: &dyn Log, tail: &StreamName) -> Result<Opti
     Ok(None)
 }
 
-async fn record(log: &dyn Log, tail: &StreamName, seq: Seq) -> Result<Record, LogError> {
+/// `None` where the stream lacks the message, or the beginning of the record that it ends.
+async fn record(log: &dyn Log, tail: &StreamName, seq: Seq) -> Result<Option<Record>, LogError> {
     match log::get_record(log, tail, seq).await {
-        // The blobs of a record whose end was never written.
-        Err(LogError::Missing { .. }) => Ok(Record::Unknown),
-        other => other,
+        Ok(record) => Ok(Some(record)),
+        Err(LogError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -1,0 +1,83 @@
+//! Given DDL at the source while a migration follows: it stops before the first affected row, also where the tail does not tell.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use crossfade_tests::{Crossfade, Finished, Running, World, follow, until};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+const SCHEMA: &str = "CREATE TABLE t (id integer PRIMARY KEY, v text, n integer); INSERT INTO t SELECT i, i, i FROM generate_series(1, 10) AS i;
+    CREATE TABLE parted (id integer PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE low PARTITION OF parted FOR VALUES FROM (0) TO (100);
+    INSERT INTO parted VALUES (1, 'one'); CREATE SCHEMA side; CREATE TABLE side.high (id integer PRIMARY KEY, v text); INSERT INTO side.high VALUES (150, 'high');";
+
+async fn followed() -> Result<(World, Crossfade)> {
+    let world = World::embedded()?;
+    world.at_source(SCHEMA)?;
+    let crossfade = Crossfade::new(&world.plan().tables(&["public.*"]))?;
+    let mut run = follow::following(&crossfade).await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    run.stop().await?;
+    Ok((world, crossfade))
+}
+
+/// It ends by itself, and says which table has changed.
+async fn stops(run: Running, table: &str) -> Result<Finished> {
+    let ended = run.finish(MINUTE).await?;
+    ensure!(ended.status.code() == Some(1), "{ended:?}");
+    ensure!(ended.error_code()? == "schema_changed", "{ended:?}");
+    ensure!(ended.stdout.contains(table), "{table} is not in {}", ended.stdout);
+    Ok(ended)
+}
+
+/// A migration that follows and has looked at the catalogs once.
+async fn looked(world: &World, crossfade: &Crossfade) -> Result<Running> {
+    let run = crossfade.start(&["run", "--json"])?;
+    let source = world.source.client("app").await?;
+    let looked = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%catalog watch' AND state = 'idle' AND query LIKE '%pg_snapshot_xmax%'";
+    until("the first look", MINUTE, || async { Ok(source.query_opt(looked, &[]).await?) }).await?;
+    Ok(run)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_added_column_before_its_first_row() -> Result<()> {
+    let (world, crossfade) = followed().await?;
+    let run = looked(&world, &crossfade).await?;
+    world.at_source("INSERT INTO t VALUES (11, 'before', 11); ALTER TABLE t ADD COLUMN more text DEFAULT 'd'; INSERT INTO t VALUES (12, 'after', 12, 'x')")?;
+    stops(run, "public.t").await?;
+    ensure!(world.at_target("SELECT count(*) FROM t WHERE id = 12")? == "0", "a row of the new form was applied in the old one");
+    // And again, however often it is started.
+    stops(crossfade.start(&["run", "--json"])?, "public.t").await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_partition_that_the_tail_does_not_tell_is_joined_by_the_next_start() -> Result<()> {
+    let (world, crossfade) = followed().await?;
+    let run = looked(&world, &crossfade).await?;
+    world.at_source("ALTER TABLE parted ATTACH PARTITION side.high FOR VALUES FROM (100) TO (200); INSERT INTO parted VALUES (160, 'new')")?;
+    stops(run, "side.high").await?;
+    let mut run = crossfade.start(&["run"])?;
+    let target = world.target.client("app").await?;
+    until("the partition", MINUTE, || async { Ok(target.query_opt("SELECT 1 FROM crossfade.tables WHERE name = 'high'", &[]).await?) }).await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    let content = "SELECT string_agg(tableoid::regclass || parted::text, ',' ORDER BY id) FROM parted";
+    ensure!(world.at_source(content)? == world.at_target(content)?, "{}", world.at_target(content)?);
+    run.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_written_anew_and_a_new_one_and_no_truncate() -> Result<()> {
+    let (world, crossfade) = followed().await?;
+    let mut run = looked(&world, &crossfade).await?;
+    // The heap is another one each time, and the tail says so.
+    world.at_source("TRUNCATE t; INSERT INTO t VALUES (1, 'x', 1); BEGIN; TRUNCATE t, low; TRUNCATE t; INSERT INTO t VALUES (2, 'x', 2); COMMIT")?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    ensure!(world.at_target("SELECT t FROM t")? == "(2,x,2)" && world.at_target("SELECT count(*) FROM low")? == "0");
+    world.at_source("ALTER TABLE t ALTER n TYPE integer USING n + 1")?;
+    let ended = stops(run, "public.t").await?;
+    ensure!(ended.stdout.contains("written anew"), "a TRUNCATE was taken for DDL: {}", ended.stdout);
+
+    let run = looked(&world, &crossfade).await?;
+    world.at_source("CREATE TABLE late (id integer PRIMARY KEY)")?;
+    stops(run, "public.late").await.map(drop)
+}

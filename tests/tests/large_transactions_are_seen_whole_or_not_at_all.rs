@@ -1,0 +1,122 @@
+//! Given source transactions that are too large to be held in memory, and are written piece by piece: nobody sees a part of one at the target, whatever
+//! happens in its middle.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use crossfade_tests::{Crossfade, World, until};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// 60 MB, of which a piece is 2 MiB.
+const ROWS: u32 = 60_000;
+const SMALL: &str = "[limits]\nmemory = \"64MiB\"";
+
+/// Looks at `t` again and again, as readers of the target would; an error if its rows are ever not all of one transaction.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Result<u32>>,
+}
+
+impl Watch {
+    async fn start(world: &World) -> Result<Watch> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, client) = (stop.clone(), world.target.client("app").await?);
+        let task = tokio::spawn(async move {
+            let mut looks = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let row = client.query_one("SELECT count(*), count(DISTINCT n), coalesce(max(n), 0) FROM t", &[]).await?;
+                let (count, versions, n): (i64, i64, i32) = (row.get(0), row.get(1), row.get(2));
+                ensure!(count == 0 || count == i64::from(ROWS) && versions == 1, "{count} rows of {versions} versions up to {n}");
+                looks += 1;
+            }
+            Ok(looks)
+        });
+        Ok(Watch { stop, task })
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let looks = self.task.await??;
+        ensure!(looks > 5, "looked {looks} times only");
+        Ok(())
+    }
+}
+
+fn large(table: &str) -> [String; 2] {
+    [
+        format!("INSERT INTO {table} SELECT i, repeat(md5(i::text), 32), 0 FROM generate_series(1, {ROWS}) AS i"),
+        format!("UPDATE {table} SET n = n + 1, v = v || 'x'"),
+    ]
+}
+
+/// Ends once some of `t` has been written by a transaction that is still open.
+async fn is_in_the_middle(observer: &tokio_postgres::Client, more_than: i64) -> Result<()> {
+    until("a piece of it", MINUTE, || async {
+        let pages: i64 = observer.query_one("SELECT pg_relation_size('t')", &[]).await?.get(0);
+        Ok((pages > more_than).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_apply_is_killed_in_the_middle_of_one() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text, n integer)")?;
+    let plan = world.plan().section(SMALL);
+    let (here, there) = (Crossfade::new(&plan)?, Crossfade::new(&plan)?);
+    let mut capture = here.start(&["capture"])?;
+    let mut apply = there.start(&["apply"])?;
+    here.wait_for_phase(&mut capture, "following", MINUTE).await?;
+    let watch = Watch::start(&world).await?;
+    let observer = world.target.client("app").await?;
+    for change in large("t") {
+        let before: i64 = observer.query_one("SELECT pg_relation_size('t')", &[]).await?.get(0);
+        let lsn = world.at_target("SELECT lsn FROM crossfade.checkpoint")?;
+        world.at_source(&change)?;
+        is_in_the_middle(&observer, before + (8 << 20)).await?;
+        apply.kill9()?;
+        ensure!(world.at_target("SELECT lsn FROM crossfade.checkpoint")? == lsn, "it was through already: nothing is tested");
+        apply = there.start(&["apply"])?;
+        here.wait_for_lag_zero(&mut capture, MINUTE).await?;
+    }
+    watch.stop().await?;
+    world.expect_equal().await?;
+    capture.stop().await?;
+    apply.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_another_source_goes_on_meanwhile() -> Result<()> {
+    let world = World::with_nats()?;
+    world.source.create_db("other")?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text, n integer)")?;
+    world.source.psql("other", "CREATE TABLE beside (id serial PRIMARY KEY, v text)")?;
+    let plan = world.plan().section(SMALL).source("other", &world.source.url("other"), &["public.*"]);
+    let (here, there) = (Crossfade::new(&plan)?, Crossfade::new(&plan)?);
+    let mut capture = here.start(&["capture"])?;
+    let mut apply = there.start(&["apply"])?;
+    here.wait_for_phase(&mut capture, "following", MINUTE).await?;
+    apply.stop().await?;
+    // Both wait in the log, and come side by side.
+    let [insert, update] = large("t");
+    world.at_source(&insert)?;
+    world.at_source(&update)?;
+    let beside = "INSERT INTO beside (v) SELECT repeat(md5(i::text), 32) FROM generate_series(1, 300) AS i;\n";
+    world.source.psql("other", &beside.repeat(200))?;
+    here.wait_for(&mut capture, "both in the log", MINUTE, |status| {
+        crossfade_tests::lag(status).is_some_and(|(_, _, transactions)| transactions >= 202)
+    })
+    .await?;
+    let watch = Watch::start(&world).await?;
+    let mut apply = there.start(&["apply"])?;
+    here.wait_for_lag_zero(&mut capture, MINUTE).await?;
+    watch.stop().await?;
+    let content = |table: &str| format!("SELECT md5(string_agg(x::text, ',' ORDER BY id)) FROM {table} x");
+    ensure!(world.at_source(&content("t"))? == world.at_target(&content("t"))?);
+    ensure!(world.source.psql("other", &content("beside"))? == world.at_target(&content("beside"))?);
+    capture.stop().await?;
+    apply.stop().await
+}
