@@ -30,13 +30,19 @@ async fn stops(run: Running, table: &str) -> Result<Finished> {
     Ok(ended)
 }
 
-/// A migration that follows and has looked at the catalogs once.
+/// A migration that follows, and what is done from now on is found by a look that comes later.
 async fn looked(world: &World, crossfade: &Crossfade) -> Result<Running> {
     let run = crossfade.start(&["run", "--json"])?;
-    let source = world.source.client("app").await?;
-    let looked = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%catalog watch' AND state = 'idle' AND query LIKE '%pg_snapshot_xmax%'";
-    until("the first look", MINUTE, || async { Ok(source.query_opt(looked, &[]).await?) }).await?;
+    looks(world).await?;
     Ok(run)
+}
+
+/// Waits for a look at the catalogs that begins after this call.
+async fn looks(world: &World) -> Result<()> {
+    let source = world.source.client("app").await?;
+    let now: std::time::SystemTime = source.query_one("SELECT clock_timestamp()", &[]).await?.get(0);
+    let looked = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%catalog watch' AND state = 'idle' AND query LIKE '%pg_snapshot_xmax%' AND query_start > $1";
+    until("a look at the catalogs", MINUTE, || async { Ok(source.query_opt(looked, &[&now]).await?) }).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,6 +65,8 @@ async fn an_attached_partition_that_the_tail_does_not_tell_is_joined_by_the_next
     let mut run = crossfade.start(&["run"])?;
     let target = world.target.client("app").await?;
     until("the partition", MINUTE, || async { Ok(target.query_opt("SELECT 1 FROM crossfade.tables WHERE name = 'high'", &[]).await?) }).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    eprintln!("DEBUG {} {}", world.at_target("SELECT * FROM crossfade.checkpoint")?, world.at_target("SELECT * FROM crossfade.marker ORDER BY lsn")?);
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     let content = "SELECT string_agg(tableoid::regclass || parted::text, ',' ORDER BY id) FROM parted";
     ensure!(world.at_source(content)? == world.at_target(content)?, "{}", world.at_target(content)?);
@@ -73,6 +81,7 @@ async fn a_table_written_anew_and_a_new_one_and_no_truncate() -> Result<()> {
     world.at_source("TRUNCATE t; INSERT INTO t VALUES (1, 'x', 1); BEGIN; TRUNCATE t, low; TRUNCATE t; INSERT INTO t VALUES (2, 'x', 2); COMMIT")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     ensure!(world.at_target("SELECT t FROM t")? == "(2,x,2)" && world.at_target("SELECT count(*) FROM low")? == "0");
+    looks(&world).await?;
     world.at_source("ALTER TABLE t ALTER n TYPE integer USING n + 1")?;
     let ended = stops(run, "public.t").await?;
     ensure!(ended.stdout.contains("written anew"), "a TRUNCATE was taken for DDL: {}", ended.stdout);

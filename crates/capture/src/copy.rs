@@ -39,7 +39,7 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     }
     let log: &dyn Log = &*job.log;
     if job.plan.target.schema == SchemaMode::Clone {
-        let dumped: Vec<TableName> = tables.iter().filter(|t| !progress.knows(&t.name)).map(|t| t.name.clone()).collect();
+        let dumped: Vec<TableName> = tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
         if !progress.schema || !dumped.is_empty() {
             let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
             log::append_record(log, &stream, Record::Schema(items)).await?;

@@ -179,6 +179,8 @@ impl Tail {
 
     async fn keepalive(&mut self, end: Lsn, reply: bool) -> Result<(), CaptureError> {
         if self.assembler.between_transactions() {
+            // What waits for company comes before it.
+            self.append().await?;
             self.confirm.seen(end);
         }
         if reply { self.report().await } else { Ok(()) }

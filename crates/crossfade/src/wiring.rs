@@ -71,7 +71,7 @@ fn nats_options(plan: &Plan) -> Option<NatsOptions> {
                 max_bytes: *max_bytes,
             })
         }
-        plan::Log::Embedded { .. } => None,
+        plan::Log::Embedded => None,
     }
 }
 
@@ -79,7 +79,7 @@ fn nats_options(plan: &Plan) -> Option<NatsOptions> {
 pub(crate) fn shared_log(plan: &Plan, command: &str) -> Result<(), Problem> {
     match plan.log {
         plan::Log::Nats { .. } => Ok(()),
-        plan::Log::Embedded { .. } => Err(Problem::new(
+        plan::Log::Embedded => Err(Problem::new(
             Code::EmbeddedLog,
             format!("crossfade {command}"),
             "the plan's log is embedded, which only one process can have open",

@@ -161,14 +161,14 @@ fn check_patterns(entry: &Entry<'_>) -> Result<Patterns, Problem> {
 }
 
 fn check_log(entry: &Entry<'_>, env: Env<'_>) -> Result<Log, Problem> {
-    const NATS_ONLY: [&str; 6] = ["replicas", "sync", "ca_file", "cert_file", "key_file", "credentials_file"];
-    let section = entry.section(&[&["url", "url_env", "max_bytes"][..], &NATS_ONLY].concat())?;
+    const NATS_ONLY: [&str; 7] = ["max_bytes", "replicas", "sync", "ca_file", "cert_file", "key_file", "credentials_file"];
+    let section = entry.section(&[&["url", "url_env"][..], &NATS_ONLY].concat())?;
     let (entry, url) = secret(&section, "nats://127.0.0.1:4222", env)?;
     let max_bytes = section.get("max_bytes").map(|entry| at_least(&entry, LEAST_LOG, "100GiB")).transpose()?;
 
     if url.expose() == "embedded" {
         return match NATS_ONLY.iter().find_map(|key| section.get(key)) {
-            None => Ok(Log::Embedded { max_bytes }),
+            None => Ok(Log::Embedded),
             Some(key) => Err(key.problem("the embedded log has no such setting", "take it out, or use a nats:// URL")),
         };
     }

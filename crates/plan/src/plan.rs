@@ -62,10 +62,7 @@ pub enum Log {
         max_bytes: Option<u64>,
     },
     /// RocksDB in the state folder, for `crossfade run` on one machine.
-    Embedded {
-        /// How large it may grow.
-        max_bytes: Option<u64>,
-    },
+    Embedded,
 }
 
 /// The database that data enters.

@@ -63,6 +63,8 @@ pub(crate) async fn read(
     let rest = (state.last.0 + 1).saturating_sub(from.0 + read);
     if rest > 0 && read > 0 {
         backlog.transactions += (backlog.transactions as f64 / read as f64 * rest as f64) as u64;
+        // One is under way at least, though it may be so large that its end was not seen.
+        backlog.transactions = backlog.transactions.max(1);
         backlog.estimated = true;
     }
     Ok(backlog)

@@ -34,7 +34,7 @@ pub(crate) async fn look(session: &Session, slot: &str) -> Result<SourceNow, PgE
         };
         let row = session
             .query_opt(
-                "SELECT (sent_lsn - '0/0')::int8 FROM pg_stat_replication WHERE pid = $1 AND sent_lsn IS NOT NULL",
+                "SELECT (write_lsn - '0/0')::int8 FROM pg_stat_replication WHERE pid = $1 AND write_lsn IS NOT NULL",
                 &[&pid],
             )
             .await?;

@@ -25,11 +25,8 @@ pub(super) enum What {
 pub(super) async fn follow(job: Arc<Job>, source: String, checkpoint: Checkpoint, out: mpsc::Sender<Incoming>) -> Result<(), ApplyError> {
     let stream = job.stream(&source, StreamKind::Tail);
     let source: Arc<str> = source.into();
-    let from = checkpoint.seq.max(Seq(1));
-    let mut reader = RecordReader::open(Arc::clone(&job.log), stream, from).await.map_err(|error| match error {
-        log::LogError::Missing { .. } => gap(&source, format!("the log no longer has message {from}, where the target stands: {error}")),
-        other => other.into(),
-    })?;
+    let from = start(&job, &stream, &source, &checkpoint).await?;
+    let mut reader = RecordReader::open(Arc::clone(&job.log), stream, from).await?;
     let mut parts = Parts { source: Arc::clone(&source), applied: checkpoint.lsn, open: false };
     loop {
         let (seq, record) = reader.next().await?;
@@ -48,6 +45,32 @@ pub(super) async fn follow(job: Arc<Job>, source: String, checkpoint: Checkpoint
         if out.send(Incoming { source: Arc::clone(&source), seq, what }).await.is_err() {
             return Ok(());
         }
+    }
+}
+
+/// Where to go on: at the message that the checkpoint names, if it still is the one that holds its commit. A log that lost its end with a
+/// server's power was filled again from the slot, and may have other messages under the old numbers: then everything is read again from
+/// its beginning, and what the target has is passed over.
+async fn start(job: &Job, stream: &log::StreamName, source: &str, checkpoint: &Checkpoint) -> Result<Seq, ApplyError> {
+    let state = job.log.state(stream).await?.ok_or(log::LogError::NoStream)?;
+    if checkpoint.seq == Seq::ZERO && state.first <= Seq(1) {
+        return Ok(Seq(1));
+    }
+    let named = match log::get_record(&*job.log, stream, checkpoint.seq).await {
+        Ok(Record::Batch(batch)) => batch.parts.iter().any(|part| part.end_lsn == Some(checkpoint.lsn)),
+        Ok(_) | Err(log::LogError::Missing { .. }) => false,
+        Err(error) => return Err(error.into()),
+    };
+    match named {
+        true => Ok(checkpoint.seq),
+        false if state.first <= Seq(1) => {
+            tracing::warn!(source, lsn = %checkpoint.lsn, "the log was written anew behind the checkpoint; reading it from its beginning");
+            Ok(Seq(1))
+        }
+        false => Err(gap(
+            source,
+            format!("the target stands at {}, and the log begins with message {}, behind what is missing", checkpoint.lsn, state.first),
+        )),
     }
 }
 
@@ -70,6 +93,7 @@ impl Parts {
                 return Err(gap(&self.source, format!("the transaction that commits at {} has no beginning in the log", part.commit_lsn)));
             }
             self.open = part.end_lsn.is_none();
+            self.applied = part.end_lsn.unwrap_or(self.applied);
             out.push(part);
         }
         Ok(out)

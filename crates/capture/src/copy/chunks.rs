@@ -1,10 +1,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use log::Log;
-use model::{Chunk, ChunkLogged, Record, TableName};
+use log::{Log, LogError, StreamName};
+use model::{Chunk, ChunkLogged, Record, Seq, TableName};
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use crate::{CaptureError, Streams};
 
@@ -37,12 +39,28 @@ impl Chunks {
         self.rows.fetch_add(rows, Ordering::Relaxed);
         let bytes = data.len() as u64;
         let chunk = Chunk { table: self.table.clone(), epoch: self.epoch, index, rows, data };
-        let sequence = log::append_record(&*self.log, &self.streams.chunks, Record::Chunk(chunk)).await?;
+        let sequence = self.append_when_there_is_room(&self.streams.chunks, Record::Chunk(chunk)).await?;
         let logged = ChunkLogged { table: self.table.clone(), epoch: self.epoch, index, rows, bytes, sequence };
-        log::append_record(&*self.log, &self.streams.copy, Record::ChunkLogged(logged)).await?;
+        self.append_when_there_is_room(&self.streams.copy, Record::ChunkLogged(logged)).await?;
         Ok(())
     }
+
+    /// A full log makes the copy wait: starting over would fill it with the same rows once more.
+    async fn append_when_there_is_room(&self, stream: &StreamName, record: Record) -> Result<Seq, LogError> {
+        loop {
+            match log::append_record(&*self.log, stream, record.clone()).await {
+                Err(LogError::Full) => {
+                    warn!(%stream, "the log is full; the copy waits until there is room");
+                    tokio::time::sleep(FULL).await;
+                }
+                other => return other,
+            }
+        }
+    }
 }
+
+/// How often a full log is tried again.
+const FULL: Duration = Duration::from_secs(2);
 
 /// About what a nats-server takes by default; larger chunks gain nothing.
 const MAX_CHUNK: usize = 1 << 20;

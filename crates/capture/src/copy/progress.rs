@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use log::{Log, LogError, RecordReader};
@@ -12,6 +12,8 @@ use crate::claim;
 pub(crate) struct Progress {
     /// The schema is in the log.
     pub schema: bool,
+    /// With these tables.
+    dumped: BTreeSet<TableName>,
     tables: BTreeMap<TableName, (u32, bool)>,
     columns: BTreeMap<TableName, Vec<CopyColumn>>,
     /// What the last `CopyEnd` names.
@@ -24,9 +26,9 @@ impl Progress {
         !self.tables.is_empty()
     }
 
-    /// The table's copy was begun at some time.
-    pub fn knows(&self, table: &TableName) -> bool {
-        self.tables.contains_key(table)
+    /// The table's definition is in the log.
+    pub fn dumped(&self, table: &TableName) -> bool {
+        self.dumped.contains(table)
     }
 
     /// The epoch in which a table has to be copied; `None` if it has been.
@@ -62,7 +64,10 @@ impl Progress {
 
     fn take(&mut self, record: Record) {
         match record {
-            Record::Schema(_) => self.schema = true,
+            Record::Schema(items) => {
+                self.schema = true;
+                self.dumped.extend(items.into_iter().filter(|item| item.kind == "TABLE").filter_map(|item| item.table));
+            }
             Record::TableBegin(begin) => {
                 self.tables.insert(begin.table.clone(), (begin.epoch, false));
                 self.columns.insert(begin.table, begin.columns);

@@ -28,7 +28,7 @@ impl Confirm {
         self.pending.push_back((seq, self.appended));
     }
 
-    /// The server says that up to `lsn` there is nothing else; only between transactions.
+    /// The server says that up to `lsn` there is nothing but what was pushed; only between transactions.
     pub fn seen(&mut self, lsn: Lsn) {
         self.seen = self.seen.max(lsn);
     }
@@ -44,9 +44,9 @@ impl Confirm {
         (newest.0 > self.acknowledged.0).then(|| self.acknowledged = newest).map(|()| newest)
     }
 
-    /// Stored, though a power loss might take it.
+    /// Up to here everything is stored, though a power loss might take it: what the server has sent, if all that was of it is.
     pub fn written(&self) -> Lsn {
-        self.acknowledged.1
+        if self.acknowledged.1 >= self.appended { self.seen } else { self.acknowledged.1 }
     }
 
     /// Everything up to `seq` survives a power loss. Returns what the source may forget.
@@ -73,5 +73,8 @@ mod tests {
         assert_eq!(confirm.durable(Seq(1)), Lsn(20));
         confirm.seen(Lsn(50));
         assert_eq!((confirm.news(), confirm.durable(Seq(2))), (Some(Lsn(50)), Lsn(30)));
+        assert_eq!(confirm.written(), Lsn(50));
+        confirm.pushed(Seq(3), Lsn(60));
+        assert_eq!(confirm.written(), Lsn(30));
     }
 }

@@ -55,7 +55,7 @@ fn everything_that_can_be_said_is_heard() {
 #[test]
 fn the_embedded_log_needs_no_more_than_its_name() {
     let text = PLAN.replace("nats://127.0.0.1:4222", "embedded");
-    assert!(matches!(parse(&text).unwrap().log, Log::Embedded { max_bytes: None }));
+    assert!(matches!(parse(&text).unwrap().log, Log::Embedded));
 }
 
 #[test]
