@@ -47,7 +47,10 @@ impl Nats {
         let names = self.jetstream("STREAM.NAMES", &json!({}))?;
         let mut names = names["streams"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let lower = ending.to_lowercase();
-        names.find(|name| name.to_lowercase().ends_with(&lower)).map(str::to_owned).with_context(|| format!("no stream *{ending}"))
+        names
+            .find(|name| name.to_lowercase().ends_with(&lower))
+            .map(str::to_owned)
+            .with_context(|| format!("no stream *{ending}"))
     }
 
     /// The sequence of a stream's last message.

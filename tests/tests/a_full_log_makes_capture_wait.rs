@@ -18,9 +18,12 @@ async fn and_go_on_when_there_is_room() -> Result<()> {
     let tail = nats.stream("_TAIL")?;
     let before = nats.last(&tail)?;
     for part in 0..30 {
-        world.at_source(&format!("INSERT INTO t SELECT {part} * 1000 + i, repeat(md5(i::text), 30) FROM generate_series(1, 1000) AS i"))?;
+        world.at_source(&format!(
+            "INSERT INTO t SELECT {part} * 1000 + i, repeat(md5(i::text), 30) FROM generate_series(1, 1000) AS i"
+        ))?;
     }
-    until("it says that the log is full", MINUTE, || async { Ok(run.log_tail().contains("full").then_some(())) }).await?;
+    until("it says that the log is full", MINUTE, || async { Ok(run.log_tail().contains("full").then_some(())) })
+        .await?;
     ensure!(run.is_running()?, "it ended");
     ensure!(nats.last(&tail)? > before, "nothing fitted in: nothing is tested");
     ensure!(world.at_target("SELECT count(*) FROM t")? != "30001", "all of it fitted in: nothing is tested");

@@ -51,7 +51,10 @@ async fn an_added_column_before_its_first_row() -> Result<()> {
     let run = looked(&world, &crossfade).await?;
     world.at_source("INSERT INTO t VALUES (11, 'before', 11); ALTER TABLE t ADD COLUMN more text DEFAULT 'd'; INSERT INTO t VALUES (12, 'after', 12, 'x')")?;
     stops(run, "public.t").await?;
-    ensure!(world.at_target("SELECT count(*) FROM t WHERE id = 12")? == "0", "a row of the new form was applied in the old one");
+    ensure!(
+        world.at_target("SELECT count(*) FROM t WHERE id = 12")? == "0",
+        "a row of the new form was applied in the old one"
+    );
     // And again, however often it is started.
     stops(crossfade.start(&["run", "--json"])?, "public.t").await.map(drop)
 }
@@ -64,9 +67,16 @@ async fn an_attached_partition_that_the_tail_does_not_tell_is_joined_by_the_next
     stops(run, "side.high").await?;
     let mut run = crossfade.start(&["run"])?;
     let target = world.target.client("app").await?;
-    until("the partition", MINUTE, || async { Ok(target.query_opt("SELECT 1 FROM crossfade.tables WHERE name = 'high'", &[]).await?) }).await?;
+    until("the partition", MINUTE, || async {
+        Ok(target.query_opt("SELECT 1 FROM crossfade.tables WHERE name = 'high'", &[]).await?)
+    })
+    .await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    eprintln!("DEBUG {} {}", world.at_target("SELECT * FROM crossfade.checkpoint")?, world.at_target("SELECT * FROM crossfade.marker ORDER BY lsn")?);
+    eprintln!(
+        "DEBUG {} {}",
+        world.at_target("SELECT * FROM crossfade.checkpoint")?,
+        world.at_target("SELECT * FROM crossfade.marker ORDER BY lsn")?
+    );
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     let content = "SELECT string_agg(tableoid::regclass || parted::text, ',' ORDER BY id) FROM parted";
     ensure!(world.at_source(content)? == world.at_target(content)?, "{}", world.at_target(content)?);

@@ -12,13 +12,48 @@ const SCHEMA: &str = "CREATE TABLE t (id integer PRIMARY KEY, v text, u integer 
 
 /// What somebody does at the target, what the source does, what the error names, and what mends the target.
 const CASES: &[(&str, &str, &[&str], &str)] = &[
-    ("DELETE FROM t WHERE id = 1", "UPDATE t SET v = 'w' WHERE id IN (1, 2)", &["public.t", "id = 1", "update"], "INSERT INTO t VALUES (1, 'v', 1)"),
-    ("DELETE FROM t WHERE id = 3", "DELETE FROM t WHERE id IN (3, 4)", &["public.t", "id = 3", "delete"], "INSERT INTO t VALUES (3, 'v', 3)"),
-    ("DELETE FROM t WHERE id = 5", "UPDATE t SET id = 55 WHERE id = 5", &["public.t", "id = 5", "update"], "INSERT INTO t VALUES (5, 'v', 5)"),
-    ("INSERT INTO t VALUES (100, 'ours', NULL)", "INSERT INTO t VALUES (100, 'theirs', NULL), (101, 'theirs', NULL)", &["public.t", "id = 100"], "DELETE FROM t WHERE id = 100"),
-    ("INSERT INTO t VALUES (200, 'ours', 200)", "UPDATE t SET u = 200 WHERE id = 6", &["public.t", "id = 6", "t_u_key"], "DELETE FROM t WHERE id = 200"),
-    ("DELETE FROM k WHERE a = 1", "DELETE FROM k WHERE a IN (1, 2)", &["public.k", "a = 1", "delete"], "INSERT INTO k VALUES (1, 'k')"),
-    ("DELETE FROM k WHERE a = 3", "UPDATE k SET b = 'x' WHERE a IN (3, 4)", &["public.k", "a = 3", "update"], "INSERT INTO k VALUES (3, 'k')"),
+    (
+        "DELETE FROM t WHERE id = 1",
+        "UPDATE t SET v = 'w' WHERE id IN (1, 2)",
+        &["public.t", "id = 1", "update"],
+        "INSERT INTO t VALUES (1, 'v', 1)",
+    ),
+    (
+        "DELETE FROM t WHERE id = 3",
+        "DELETE FROM t WHERE id IN (3, 4)",
+        &["public.t", "id = 3", "delete"],
+        "INSERT INTO t VALUES (3, 'v', 3)",
+    ),
+    (
+        "DELETE FROM t WHERE id = 5",
+        "UPDATE t SET id = 55 WHERE id = 5",
+        &["public.t", "id = 5", "update"],
+        "INSERT INTO t VALUES (5, 'v', 5)",
+    ),
+    (
+        "INSERT INTO t VALUES (100, 'ours', NULL)",
+        "INSERT INTO t VALUES (100, 'theirs', NULL), (101, 'theirs', NULL)",
+        &["public.t", "id = 100"],
+        "DELETE FROM t WHERE id = 100",
+    ),
+    (
+        "INSERT INTO t VALUES (200, 'ours', 200)",
+        "UPDATE t SET u = 200 WHERE id = 6",
+        &["public.t", "id = 6", "t_u_key"],
+        "DELETE FROM t WHERE id = 200",
+    ),
+    (
+        "DELETE FROM k WHERE a = 1",
+        "DELETE FROM k WHERE a IN (1, 2)",
+        &["public.k", "a = 1", "delete"],
+        "INSERT INTO k VALUES (1, 'k')",
+    ),
+    (
+        "DELETE FROM k WHERE a = 3",
+        "UPDATE k SET b = 'x' WHERE a IN (3, 4)",
+        &["public.k", "a = 3", "update"],
+        "INSERT INTO k VALUES (3, 'k')",
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -63,7 +63,12 @@ async fn identity_columns_are_written_anew() -> Result<()> {
 async fn keys_of_any_type() -> Result<()> {
     let types = [
         ("c", "ext.citext", "'Key' || i", "upper(id::text)::ext.citext"),
-        ("l", "ext.ltree", "('top.k' || i)::ext.ltree", "ext.subpath(id, 0, 1) OPERATOR(ext.||) ext.text2ltree('moved') OPERATOR(ext.||) ext.subpath(id, -1)"),
+        (
+            "l",
+            "ext.ltree",
+            "('top.k' || i)::ext.ltree",
+            "ext.subpath(id, 0, 1) OPERATOR(ext.||) ext.text2ltree('moved') OPERATOR(ext.||) ext.subpath(id, -1)",
+        ),
         ("n", "numeric", "i + 0.10", "id * 1.00"),
         ("u", "uuid", "md5(i::text)::uuid", "md5(id::text)::uuid"),
         ("r", "pair", "ROW(i, 'a,b\"' || i)::pair", "ROW((id).a + 1000, NULL)::pair"),
@@ -78,9 +83,13 @@ async fn keys_of_any_type() -> Result<()> {
     let mut schema = "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext; CREATE TYPE pair AS (a integer, b text); CREATE DOMAIN short AS varchar(30);".to_owned();
     let (mut update, mut moves, mut delete) = (String::new(), String::new(), String::new());
     for (table, of, value, moved) in types {
-        schema += &format!("CREATE TABLE {table} (id {of} PRIMARY KEY, n integer DEFAULT 0); INSERT INTO {table} SELECT {value} FROM generate_series(1, 9) AS i;");
+        schema += &format!(
+            "CREATE TABLE {table} (id {of} PRIMARY KEY, n integer DEFAULT 0); INSERT INTO {table} SELECT {value} FROM generate_series(1, 9) AS i;"
+        );
         update += &format!("UPDATE {table} SET n = n + 1; ");
-        moves += &format!("UPDATE {table} SET id = {moved}, n = n + 1 WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} ORDER BY id LIMIT 3)); ");
+        moves += &format!(
+            "UPDATE {table} SET id = {moved}, n = n + 1 WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} ORDER BY id LIMIT 3)); "
+        );
         delete += &format!("DELETE FROM {table} WHERE ctid = (SELECT ctid FROM {table} ORDER BY id DESC LIMIT 1); ");
     }
     let (update, moves, delete) = (update.trim(), moves.trim(), delete.trim());

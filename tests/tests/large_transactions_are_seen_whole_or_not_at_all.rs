@@ -27,9 +27,13 @@ impl Watch {
         let task = tokio::spawn(async move {
             let mut looks = 0;
             while !stopped.load(Ordering::Relaxed) {
-                let row = client.query_one("SELECT count(*), count(DISTINCT n), coalesce(max(n), 0) FROM t", &[]).await?;
+                let row =
+                    client.query_one("SELECT count(*), count(DISTINCT n), coalesce(max(n), 0) FROM t", &[]).await?;
                 let (count, versions, n): (i64, i64, i32) = (row.get(0), row.get(1), row.get(2));
-                ensure!(count == 0 || count == i64::from(ROWS) && versions == 1, "{count} rows of {versions} versions up to {n}");
+                ensure!(
+                    count == 0 || count == i64::from(ROWS) && versions == 1,
+                    "{count} rows of {versions} versions up to {n}"
+                );
                 looks += 1;
             }
             Ok(looks)
@@ -78,7 +82,10 @@ async fn when_apply_is_killed_in_the_middle_of_one() -> Result<()> {
         world.at_source(&change)?;
         is_in_the_middle(&observer, before + (8 << 20)).await?;
         apply.kill9()?;
-        ensure!(world.at_target("SELECT lsn FROM crossfade.checkpoint")? == lsn, "it was through already: nothing is tested");
+        ensure!(
+            world.at_target("SELECT lsn FROM crossfade.checkpoint")? == lsn,
+            "it was through already: nothing is tested"
+        );
         apply = there.start(&["apply"])?;
         here.wait_for_lag_zero(&mut capture, MINUTE).await?;
     }

@@ -9,7 +9,9 @@ use crossfade_tests::{Crossfade, World, until};
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn keyless(world: &World, rows: u32) -> Result<()> {
-    let sql = format!("CREATE TABLE t (a integer, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, {rows}) AS i");
+    let sql = format!(
+        "CREATE TABLE t (a integer, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, {rows}) AS i"
+    );
     world.at_source(&sql).map(drop)
 }
 
@@ -34,14 +36,21 @@ async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Resu
     let next = world.target.client("app").await?;
     let pid: i32 = next.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let beginning = tokio::spawn(async move {
-        next.batch_execute("BEGIN; SELECT FROM crossfade.tables FOR UPDATE; UPDATE crossfade.tables SET epoch = 2; TRUNCATE t").await?;
+        next.batch_execute(
+            "BEGIN; SELECT FROM crossfade.tables FOR UPDATE; UPDATE crossfade.tables SET epoch = 2; TRUNCATE t",
+        )
+        .await?;
         anyhow::Ok(next)
     });
     let queued = "SELECT 1 FROM pg_locks WHERE NOT granted AND pid = $1 LIMIT 1";
-    until("the next epoch waits for the claimed chunks", MINUTE, || async { Ok(observer.query_opt(queued, &[&pid]).await?) }).await?;
+    until("the next epoch waits for the claimed chunks", MINUTE, || async {
+        Ok(observer.query_opt(queued, &[&pid]).await?)
+    })
+    .await?;
     lock.batch_execute("COMMIT").await?;
     let next = beginning.await??;
-    until("a worker that waits with the next chunks", MINUTE, || async { Ok(observer.query_opt(waits, &[]).await?) }).await?;
+    until("a worker that waits with the next chunks", MINUTE, || async { Ok(observer.query_opt(waits, &[]).await?) })
+        .await?;
     next.batch_execute("COMMIT").await?;
     let idle = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%apply copy' AND state = 'idle' AND query NOT LIKE 'BEGIN%'";
     until("the worker is done with them", MINUTE, || async { Ok(observer.query_opt(idle, &[]).await?) }).await?;
@@ -62,7 +71,10 @@ async fn when_capture_is_killed_in_the_middle_of_the_copy() -> Result<()> {
     let some = "SELECT 1 FROM crossfade.copied WHERE worker IS NOT NULL LIMIT 1";
     until("the first chunks", MINUTE, || async { Ok(target.query_opt(some, &[]).await?) }).await?;
     capture.kill9()?;
-    ensure!(world.at_target("SELECT chunks IS NULL FROM crossfade.tables")? == "t", "the copy was complete: nothing is tested");
+    ensure!(
+        world.at_target("SELECT chunks IS NULL FROM crossfade.tables")? == "t",
+        "the copy was complete: nothing is tested"
+    );
     world.at_source("INSERT INTO t VALUES (0, 'in between')")?;
     let mut capture = crossfade.start(&["capture"])?;
     crossfade.wait_for_lag_zero(&mut capture, MINUTE).await?;

@@ -14,7 +14,9 @@ async fn wrong_nonce_garbage_not_transactional_or_rolled_back() -> Result<()> {
     world.at_source("CREATE TABLE journal (what text); INSERT INTO journal VALUES ('entry')")?;
     let crossfade = Crossfade::new(&world.plan().identity("public.journal", "insert_only"))?;
     let mut run = follow::following(&crossfade).await?;
-    ensure!(world.at_source("SELECT count(*) FROM pg_publication_tables WHERE pubname NOT LIKE '%insert_only'")? == "0");
+    ensure!(
+        world.at_source("SELECT count(*) FROM pg_publication_tables WHERE pubname NOT LIKE '%insert_only'")? == "0"
+    );
     let nonce = world.at_target("SELECT nonce FROM crossfade.plan")?;
     let message = |transactional: bool, prefix: &str, nonce: &str, id: &str| {
         format!("SELECT pg_logical_emit_message({transactional}, '{prefix}', E'{nonce}\\nfence\\n{id}');")
@@ -35,7 +37,8 @@ async fn wrong_nonce_garbage_not_transactional_or_rolled_back() -> Result<()> {
     }
     world.at_source("INSERT INTO journal VALUES ('later')")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    let reached = world.at_target("SELECT string_agg(id, ',') FROM crossfade.marker WHERE id !~ '^[0-9]+ public|^[0-9a-f-]{36}'")?;
+    let reached = world
+        .at_target("SELECT string_agg(id, ',') FROM crossfade.marker WHERE id !~ '^[0-9]+ public|^[0-9a-f-]{36}'")?;
     ensure!(reached == "ours", "markers that the target has reached: {reached}");
     world.expect_equal().await?;
     run.stop().await

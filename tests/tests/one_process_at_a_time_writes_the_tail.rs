@@ -15,11 +15,16 @@ const TAKEOVER: Duration = Duration::from_secs(10);
 /// Ends when the application's session named so does something for which it waits.
 async fn waits_for_a_lock(observer: &Client, session: &str) -> Result<()> {
     let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%' || $1::text AND wait_event_type = 'Lock'";
-    until("a session that waits for a lock", MINUTE, || async { Ok(observer.query_opt(sql, &[&session]).await?.map(drop)) }).await
+    until("a session that waits for a lock", MINUTE, || async {
+        Ok(observer.query_opt(sql, &[&session]).await?.map(drop))
+    })
+    .await
 }
 
 fn journal(world: &World) -> Result<()> {
-    world.at_source("CREATE TABLE journal (what text); INSERT INTO journal SELECT i FROM generate_series(1, 100) AS i").map(drop)
+    world
+        .at_source("CREATE TABLE journal (what text); INSERT INTO journal SELECT i FROM generate_series(1, 100) AS i")
+        .map(drop)
 }
 
 fn plan(world: &World) -> crossfade_tests::PlanFile {
@@ -40,14 +45,16 @@ fn signal(process: &Running, signal: Signal) -> Result<()> {
 async fn a_stopped_holder_is_taken_over_and_writes_nothing_when_it_wakes() -> Result<()> {
     let world = World::with_nats()?;
     journal(&world)?;
-    let (here, there, elsewhere) = (Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?);
+    let (here, there, elsewhere) =
+        (Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?);
     let mut capture = here.start(&["capture"])?;
     let mut first = there.start(&["apply"])?;
     here.wait_for_phase(&mut capture, "following", MINUTE).await?;
     let mut second = elsewhere.start(&["apply"])?;
     let observer = world.target.client("app").await?;
     let workers = "SELECT 1 FROM crossfade.worker HAVING count(*) = 2";
-    until("the second one's first sign", MINUTE, || async { Ok(observer.query_opt(workers, &[]).await?.map(drop)) }).await?;
+    until("the second one's first sign", MINUTE, || async { Ok(observer.query_opt(workers, &[]).await?.map(drop)) })
+        .await?;
 
     // The holder stands still in the middle of a batch: it has read it, and holds a transaction with its first rows.
     let lock = locked(&world.target).await?;
@@ -55,14 +62,21 @@ async fn a_stopped_holder_is_taken_over_and_writes_nothing_when_it_wakes() -> Re
     waits_for_a_lock(&observer, "apply tail").await?;
     // Another session of the holder's that holds the lease in a transaction goes with it.
     let other = world.target.client("app").await?;
-    other.batch_execute("SET application_name = 'crossfade apply control'; BEGIN; SELECT FROM crossfade.lease FOR SHARE").await?;
+    other
+        .batch_execute("SET application_name = 'crossfade apply control'; BEGIN; SELECT FROM crossfade.lease FOR SHARE")
+        .await?;
     signal(&first, Signal::SIGSTOP)?;
     let stopped = Instant::now();
     lock.batch_execute("COMMIT").await?;
     world.at_source("INSERT INTO journal SELECT 'later ' || i FROM generate_series(1, 100) AS i")?;
     let second_pid = second.pid();
     until("the takeover", TAKEOVER, || async {
-        let row = observer.query_one("SELECT worker LIKE '%:' || $1::text, (SELECT count(*) FROM journal) FROM crossfade.lease", &[&second_pid.to_string()]).await?;
+        let row = observer
+            .query_one(
+                "SELECT worker LIKE '%:' || $1::text, (SELECT count(*) FROM journal) FROM crossfade.lease",
+                &[&second_pid.to_string()],
+            )
+            .await?;
         Ok((row.get::<_, Option<bool>>(0) == Some(true) && row.get::<_, i64>(1) >= 300).then_some(()))
     })
     .await?;
@@ -90,7 +104,11 @@ async fn the_lease_cannot_be_taken_from_under_an_open_batch_and_nothing_is_writt
     // Somebody who lives takes it: this session, in another process's name.
     let take = "UPDATE crossfade.lease SET token = token + 1, worker = 'other:1', pid = pg_backend_pid(),
                        backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())";
-    other.batch_execute("INSERT INTO crossfade.worker VALUES ('other:1', now() + interval '1 hour'); SET lock_timeout = '300ms'").await?;
+    other
+        .batch_execute(
+            "INSERT INTO crossfade.worker VALUES ('other:1', now() + interval '1 hour'); SET lock_timeout = '300ms'",
+        )
+        .await?;
     ensure!(other.batch_execute(take).await.is_err(), "the lease was taken while a batch was open");
     lock.batch_execute("COMMIT").await?;
     let lsn = "SELECT lsn::text FROM crossfade.checkpoint";
@@ -98,8 +116,12 @@ async fn the_lease_cannot_be_taken_from_under_an_open_batch_and_nothing_is_writt
     other.batch_execute(take).await?;
     let before: String = other.query_one(lsn, &[]).await?.get(0);
     world.at_source("INSERT INTO journal VALUES ('without the lease')")?;
-    until("the loss is noticed", MINUTE, || async { Ok(run.log_tail().contains("holds the lease now").then_some(())) }).await?;
-    ensure!(world.at_target("SELECT count(*) FROM journal")? == "101" && other.query_one(lsn, &[]).await?.get::<_, String>(0) == before);
+    until("the loss is noticed", MINUTE, || async { Ok(run.log_tail().contains("holds the lease now").then_some(())) })
+        .await?;
+    ensure!(
+        world.at_target("SELECT count(*) FROM journal")? == "101"
+            && other.query_one(lsn, &[]).await?.get::<_, String>(0) == before
+    );
     drop(other);
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
@@ -118,7 +140,10 @@ async fn a_batch_that_somebody_else_has_applied_is_not_applied_again() -> Result
     waits_for_a_lock(&observer, "apply tail").await?;
     // Meanwhile the same batch is applied here, with its checkpoint.
     let end = world.at_source("SELECT pg_current_wal_lsn()")?;
-    lock.batch_execute(&format!("INSERT INTO journal VALUES ('batch'); UPDATE crossfade.checkpoint SET lsn = '{end}'; COMMIT")).await?;
+    lock.batch_execute(&format!(
+        "INSERT INTO journal VALUES ('batch'); UPDATE crossfade.checkpoint SET lsn = '{end}'; COMMIT"
+    ))
+    .await?;
     world.at_source("INSERT INTO journal VALUES ('next')")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;

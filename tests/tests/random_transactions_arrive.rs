@@ -41,10 +41,14 @@ impl Dice {
 
     fn statement(&mut self) -> String {
         let (i, j, k) = (self.below(20), self.below(20), self.below(20));
-        let one = |table: &str, column: &str| format!("ctid = (SELECT ctid FROM {table} WHERE {column} = {i} % 5 LIMIT 1)");
+        let one =
+            |table: &str, column: &str| format!("ctid = (SELECT ctid FROM {table} WHERE {column} = {i} % 5 LIMIT 1)");
         match self.below(16) {
             0 | 1 => format!("INSERT INTO keyed VALUES ({i}, {j}, {k}, {})", self.value()),
-            2 => format!("INSERT INTO keyed VALUES ({i}, NULL, NULL, {}) ON CONFLICT (id) DO UPDATE SET n = keyed.n + 1", self.value()),
+            2 => format!(
+                "INSERT INTO keyed VALUES ({i}, NULL, NULL, {}) ON CONFLICT (id) DO UPDATE SET n = keyed.n + 1",
+                self.value()
+            ),
             3 => format!("UPDATE keyed SET n = n + 1 WHERE id % 4 = {i} % 4"),
             4 => format!("UPDATE keyed SET v = {} WHERE id = {i}", self.value()),
             5 => format!("UPDATE keyed SET a = {j} WHERE id = {i}"),
@@ -55,7 +59,9 @@ impl Dice {
             10 => format!("INSERT INTO keyless SELECT {i} % 5, {} FROM generate_series(1, 1 + {j} % 3)", self.value()),
             11 => format!("UPDATE keyless SET v = {} WHERE {}", self.value(), one("keyless", "a")),
             12 => format!("DELETE FROM keyless WHERE {}", one("keyless", "a")),
-            13 => format!("INSERT INTO parted VALUES ({i}, {}, {}) ON CONFLICT DO NOTHING", self.below(30), self.value()),
+            13 => {
+                format!("INSERT INTO parted VALUES ({i}, {}, {}) ON CONFLICT DO NOTHING", self.below(30), self.value())
+            }
             14 => format!("UPDATE parted SET at = {}, v = {} WHERE id = {i}", self.below(30), self.value()),
             _ => match self.below(12) {
                 0 => "TRUNCATE keyless".into(),
@@ -75,7 +81,9 @@ impl Dice {
             client.batch_execute("SAVEPOINT s").await?;
             let undo = match client.batch_execute(&statement).await {
                 // Two sessions met: the whole transaction is gone.
-                Err(error) if error.code().is_some_and(|code| code.code().starts_with("40")) => return Ok(client.batch_execute("ROLLBACK").await?),
+                Err(error) if error.code().is_some_and(|code| code.code().starts_with("40")) => {
+                    return Ok(client.batch_execute("ROLLBACK").await?);
+                }
                 Err(error) if error.code().is_some_and(|code| code.code().starts_with("23")) => true,
                 other => other.map(|()| self.below(8) == 0).with_context(|| sql.clone())?,
             };
@@ -84,7 +92,11 @@ impl Dice {
         let end = if self.below(10) == 0 { "ROLLBACK" } else { "COMMIT" };
         match client.batch_execute(end).await {
             // The deferred constraint speaks up.
-            Err(error) if error.code().is_some_and(|code| code.code().starts_with("23") || code.code().starts_with("40")) => Ok(()),
+            Err(error)
+                if error.code().is_some_and(|code| code.code().starts_with("23") || code.code().starts_with("40")) =>
+            {
+                Ok(())
+            }
             other => other.with_context(|| sql),
         }
     }

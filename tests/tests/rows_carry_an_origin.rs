@@ -12,7 +12,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 async fn copied_and_followed() -> Result<()> {
     let world = World::embedded()?;
     let table = "CREATE TABLE t (id integer PRIMARY KEY, v text)";
-    world.at_source(&format!("{table}; INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 20000) AS i"))?;
+    world
+        .at_source(&format!("{table}; INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 20000) AS i"))?;
     world.at_target(table)?;
     world.at_target("SELECT pg_create_logical_replication_slot('back', 'test_decoding')")?;
     let crossfade = Crossfade::new(&world.plan().target_exists())?;
@@ -31,6 +32,9 @@ async fn copied_and_followed() -> Result<()> {
     let local = changes(1)?;
     ensure!(local == "1|1", "rows without origin: {local}");
     let all = changes(0)?;
-    ensure!(all.split('|').next().and_then(|n| n.parse().ok()).is_some_and(|n: u32| n > 39_000), "the slot sees them all otherwise: {all}");
+    ensure!(
+        all.split('|').next().and_then(|n| n.parse().ok()).is_some_and(|n: u32| n > 39_000),
+        "the slot sees them all otherwise: {all}"
+    );
     Ok(())
 }

@@ -11,7 +11,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// A migration over NATS that has followed for a while and is stopped; the slot knows what the log has.
 async fn stopped() -> Result<(World, Crossfade)> {
     let world = World::with_nats()?;
-    world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text); INSERT INTO t SELECT i, i FROM generate_series(1, 10) AS i")?;
+    world.at_source(
+        "CREATE TABLE t (id integer PRIMARY KEY, v text); INSERT INTO t SELECT i, i FROM generate_series(1, 10) AS i",
+    )?;
     let crossfade = Crossfade::new(&world.plan().log_lines("sync = \"0s\""))?;
     let mut run = follow::following(&crossfade).await?;
     for id in 11..15 {
@@ -87,7 +89,10 @@ async fn a_slot_that_is_gone_is_refused() -> Result<()> {
     let (world, crossfade) = stopped().await?;
     world.at_source("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")?;
     refused(&world, &crossfade, "run", "slot_lost").await?;
-    ensure!(world.at_source("SELECT count(*) FROM pg_replication_slots")? == "0", "a slot was made anew, and the gap is hidden");
+    ensure!(
+        world.at_source("SELECT count(*) FROM pg_replication_slots")? == "0",
+        "a slot was made anew, and the gap is hidden"
+    );
     Ok(())
 }
 
@@ -101,8 +106,13 @@ async fn the_slot_is_confirmed_only_once_the_log_has_had_time_to_sync() -> Resul
     let mut run = follow::following(&crossfade).await?;
     world.at_source("INSERT INTO t VALUES (2)")?;
     let (lsn, since) = (here(&world)?, std::time::Instant::now());
-    let of_the_tail = |what: &str| format!("SELECT {what} >= '{lsn}' FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid");
-    until("the log has it", MINUTE, || async { Ok((world.at_source(&of_the_tail("write_lsn"))? == "t").then_some(())) }).await?;
+    let of_the_tail = |what: &str| {
+        format!("SELECT {what} >= '{lsn}' FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid")
+    };
+    until("the log has it", MINUTE, || async {
+        Ok((world.at_source(&of_the_tail("write_lsn"))? == "t").then_some(()))
+    })
+    .await?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     let (early, waited) = (world.at_source(&of_the_tail("confirmed_flush_lsn"))?, since.elapsed());
     ensure!(early == "f" || waited > Duration::from_secs(4), "confirmed after {waited:?}, the server syncs within 4 s");
@@ -118,7 +128,9 @@ async fn the_slot_is_confirmed_only_once_the_log_has_had_time_to_sync() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_cut_off_in_the_log_is_discarded_and_comes_again() -> Result<()> {
     let world = World::of(Cluster::start()?, Cluster::start()?, Some(Nats::start()?))?;
-    world.at_source("CREATE TABLE t (a integer, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (0, 'first')")?;
+    world.at_source(
+        "CREATE TABLE t (a integer, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (0, 'first')",
+    )?;
     // Little memory, so that apply has pieces of it in its open transaction.
     let plan = world.plan().identity("public.t", "full").section("[limits]\nmemory = \"64MiB\"");
     let crossfade = Crossfade::new(&plan)?;
@@ -130,9 +142,14 @@ async fn a_transaction_cut_off_in_the_log_is_discarded_and_comes_again() -> Resu
     let before = nats(&world)?.last(&tail)?;
     let client = world.source.client("app").await?;
     let large = tokio::spawn(async move {
-        client.batch_execute("INSERT INTO t SELECT i % 10, repeat(md5(i::text), 30) FROM generate_series(1, 60000) AS i").await
+        client
+            .batch_execute("INSERT INTO t SELECT i % 10, repeat(md5(i::text), 30) FROM generate_series(1, 60000) AS i")
+            .await
     });
-    until("some parts of it in the log", MINUTE, || async { Ok((nats(&world)?.last(&tail)? > before + 20).then_some(())) }).await?;
+    until("some parts of it in the log", MINUTE, || async {
+        Ok((nats(&world)?.last(&tail)? > before + 20).then_some(()))
+    })
+    .await?;
     capture.kill9()?;
     large.await??;
     cut_off(&world, &tail, before).await?;

@@ -11,7 +11,8 @@ const WITHOUT_BARRIER: Duration = Duration::from_secs(2);
 
 const SCHEMA: &str = "CREATE TABLE a (id integer PRIMARY KEY, n integer DEFAULT 0);
     CREATE TABLE b (id integer PRIMARY KEY, a integer REFERENCES a, n integer DEFAULT 0);";
-const ROWS: &str = "INSERT INTO a SELECT generate_series(1, 100); INSERT INTO b SELECT i, i FROM generate_series(1, 100) AS i;";
+const ROWS: &str =
+    "INSERT INTO a SELECT generate_series(1, 100); INSERT INTO b SELECT i, i FROM generate_series(1, 100) AS i;";
 
 /// Follows table `a` for a while, then stops, and plans for `b` as well.
 async fn followed(world: &World, exists: bool) -> Result<Crossfade> {
@@ -33,7 +34,11 @@ async fn a_writer_open_across_the_change_of_the_publication_is_waited_for() -> R
     let world = World::embedded()?;
     let crossfade = followed(&world, false).await?;
     let writer = world.source.client("app").await?;
-    writer.batch_execute("BEGIN; INSERT INTO b VALUES (200, 1); UPDATE b SET n = 5 WHERE id = 7; DELETE FROM b WHERE id = 8").await?;
+    writer
+        .batch_execute(
+            "BEGIN; INSERT INTO b VALUES (200, 1); UPDATE b SET n = 5 WHERE id = 7; DELETE FROM b WHERE id = 8",
+        )
+        .await?;
     let mut run = crossfade.start(&["run"])?;
     let source = world.source.client("app").await?;
     let published = "SELECT 1 FROM pg_publication_tables WHERE tablename = 'b'";
@@ -49,7 +54,8 @@ async fn a_writer_open_across_the_change_of_the_publication_is_waited_for() -> R
     writer.batch_execute("UPDATE b SET n = 6 WHERE id = 9; COMMIT").await?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     let keys = "SELECT count(*) FROM pg_constraint WHERE conrelid = to_regclass('b') AND convalidated";
-    until("its keys", MINUTE, || async { Ok((world.at_target(keys)? == world.at_source(keys)?).then_some(())) }).await?;
+    until("its keys", MINUTE, || async { Ok((world.at_target(keys)? == world.at_source(keys)?).then_some(())) })
+        .await?;
     world.expect_equal().await?;
     ensure!(world.at_target("SELECT n FROM b WHERE id = 7")? == "5");
     run.stop().await

@@ -10,10 +10,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_and_a_delete_stop_it_and_inserts_do_not() -> Result<()> {
     let world = World::embedded()?;
-    world.at_source("CREATE TABLE journal (what text); INSERT INTO journal SELECT 'entry' FROM generate_series(1, 10)")?;
+    world.at_source(
+        "CREATE TABLE journal (what text); INSERT INTO journal SELECT 'entry' FROM generate_series(1, 10)",
+    )?;
     let crossfade = Crossfade::new(&world.plan().identity("public.journal", "insert_only"))?;
     let mut run = follow::following(&crossfade).await?;
-    world.at_source("INSERT INTO journal VALUES ('more'); TRUNCATE journal; INSERT INTO journal VALUES ('again'), ('again')")?;
+    world.at_source(
+        "INSERT INTO journal VALUES ('more'); TRUNCATE journal; INSERT INTO journal VALUES ('again'), ('again')",
+    )?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     run.stop().await?;

@@ -45,7 +45,9 @@ impl Older {
 async fn and_gives_up_in_time() -> Result<()> {
     let world = World::of(Cluster::build().set("max_prepared_transactions", "5").start()?, Cluster::start()?, None)?;
     world.source.create_db("other")?;
-    world.at_source("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1); CREATE TABLE u (id integer PRIMARY KEY)")?;
+    world.at_source(
+        "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1); CREATE TABLE u (id integer PRIMARY KEY)",
+    )?;
     let plan = world.plan().section("[limits]\nbarrier_timeout = \"1s\"");
     let mut crossfade = Crossfade::new(&plan.clone().tables(&["public.t"]))?;
 
@@ -64,7 +66,10 @@ async fn and_gives_up_in_time() -> Result<()> {
     older.end(&world).await?;
     let mut run = follow::following(&crossfade).await?;
     let target = world.target.client("app").await?;
-    until("table u", MINUTE, || async { Ok(target.query_opt("SELECT 1 FROM crossfade.tables WHERE name = 'u'", &[]).await?) }).await?;
+    until("table u", MINUTE, || async {
+        Ok(target.query_opt("SELECT 1 FROM crossfade.tables WHERE name = 'u'", &[]).await?)
+    })
+    .await?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     run.stop().await

@@ -85,7 +85,9 @@ async fn a_truncate_waits_for_the_copy_and_is_applied_from_the_tail() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn it_gives_way_after_the_limit_and_starts_the_table_again() -> Result<()> {
     let halted = Halted::start("lock_timeout = \"1s\"").await?;
-    let truncate = halted.waits("BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'again' FROM generate_series(1, 1000) AS i; COMMIT").await?;
+    let truncate = halted
+        .waits("BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'again' FROM generate_series(1, 1000) AS i; COMMIT")
+        .await?;
     // Nothing but the copy's giving way lets it through.
     tokio::time::timeout(Duration::from_secs(10), truncate).await.context("the copy does not give way")???;
     halted.go_on()?;
@@ -100,7 +102,11 @@ async fn a_copy_that_loses_its_leader_before_a_truncate_starts_again() -> Result
     ensure!(halted.world.at_source(leader)? == "t");
     let client = halted.world.source.client("app").await?;
     let truncate = tokio::spawn(async move {
-        client.batch_execute("BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'again' FROM generate_series(1, 1000) AS i; COMMIT").await
+        client
+            .batch_execute(
+                "BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'again' FROM generate_series(1, 1000) AS i; COMMIT",
+            )
+            .await
     });
     halted.go_on()?;
     truncate.await??;

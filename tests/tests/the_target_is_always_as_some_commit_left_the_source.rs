@@ -47,7 +47,10 @@ async fn whenever_one_looks() -> Result<()> {
     while Instant::now() < until_then || states.len() < 20 {
         let row = target.query_one(look, &[]).await?;
         let (sum, short, orphans, at): (i64, i64, i64, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
-        ensure!((sum, short, orphans) == (11_000, 0, 0), "after {at} transactions: sum {sum}, {short} orders without all their lines, {orphans} lines without order");
+        ensure!(
+            (sum, short, orphans) == (11_000, 0, 0),
+            "after {at} transactions: sum {sum}, {short} orders without all their lines, {orphans} lines without order"
+        );
         looks += 1;
         states.insert(at);
         ensure!(load.is_running()?, "the load ended early");

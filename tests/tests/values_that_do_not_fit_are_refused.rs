@@ -44,7 +44,11 @@ async fn in_the_tail() -> Result<()> {
         let stopped = run.finish(MINUTE).await?;
         ensure!(stopped.status.code() == Some(1), "{narrow}: {}", stopped.status);
         ensure!(stopped.error_code()? == "row_refused", "{narrow}: {}", stopped.stdout);
-        ensure!([&format!("public.{table}"), "id = 3"].iter().all(|name| stopped.stdout.contains(*name)), "{narrow}: {}", stopped.stdout);
+        ensure!(
+            [&format!("public.{table}"), "id = 3"].iter().all(|name| stopped.stdout.contains(*name)),
+            "{narrow}: {}",
+            stopped.stdout
+        );
         let kept = world.at_target(&format!("SELECT v = {fits} FROM {table} WHERE id = 3"))?;
         ensure!(kept == "t", "{narrow}: something was written");
         world.at_target(&format!("ALTER TABLE {table} ALTER v TYPE {wide} USING v::text::{wide}"))?;
@@ -71,7 +75,10 @@ async fn in_the_copy() -> Result<()> {
         // Whichever of them was the first.
         let named = (0..COLUMNS.len()).find(|number| stopped.stdout.contains(&format!("public.t{number}")));
         let table = format!("t{}", named.unwrap_or(usize::MAX));
-        ensure!(world.at_target(&format!("SELECT count(*) FROM {table}"))? == "0", "{number} {wide} {narrow}: something was written");
+        ensure!(
+            world.at_target(&format!("SELECT count(*) FROM {table}"))? == "0",
+            "{number} {wide} {narrow}: something was written"
+        );
         let wide = COLUMNS[named.unwrap_or_default()].0;
         world.at_target(&format!("ALTER TABLE {table} ALTER v TYPE {wide} USING v::text::{wide}"))?;
     }

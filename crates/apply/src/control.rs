@@ -18,7 +18,8 @@ const AT_ONCE: usize = 256;
 pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Result<(), ApplyError> {
     let session = pg::connect(&job.endpoint, "apply control").await?;
     session.batch_execute("SET synchronous_commit = off").await?;
-    let row = session.query_one("SELECT control_seq FROM crossfade.checkpoint WHERE source = $1::text", &[&source]).await?;
+    let row =
+        session.query_one("SELECT control_seq FROM crossfade.checkpoint WHERE source = $1::text", &[&source]).await?;
     let from = Seq(row.get::<_, i64>(0) as u64).next();
     let stream = job.stream(&source, StreamKind::Copy);
     let mut reader = RecordReader::open(Arc::clone(&job.log), stream, from).await?;
@@ -34,7 +35,10 @@ pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Resul
         for (seq, record) in records {
             take(&job, &session, &source, record).await?;
             session
-                .execute("UPDATE crossfade.checkpoint SET control_seq = $2 WHERE source = $1::text", &[&source, &(seq.0 as i64)])
+                .execute(
+                    "UPDATE crossfade.checkpoint SET control_seq = $2 WHERE source = $1::text",
+                    &[&source, &(seq.0 as i64)],
+                )
                 .await?;
         }
         session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
@@ -69,7 +73,10 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
         Record::TableEnd(end) => tables::complete(session, source, &end).await?,
         Record::CopyEnd(end) => {
             session
-                .execute("UPDATE crossfade.checkpoint SET join_marker = $2::text WHERE source = $1::text", &[&source, &end.marker])
+                .execute(
+                    "UPDATE crossfade.checkpoint SET join_marker = $2::text WHERE source = $1::text",
+                    &[&source, &end.marker],
+                )
                 .await?;
             // The tail may have been there already. A statement of its own: it sees what was committed while the one above waited.
             session

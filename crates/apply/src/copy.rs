@@ -82,7 +82,12 @@ async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
     Ok(!rows.is_empty())
 }
 
-async fn copy(job: &Job, session: &Session, (source, table, epoch): &Epoch, chunks: &[Claim]) -> Result<(), ApplyError> {
+async fn copy(
+    job: &Job,
+    session: &Session,
+    (source, table, epoch): &Epoch,
+    chunks: &[Claim],
+) -> Result<(), ApplyError> {
     // Held to the end of the transaction: a new epoch (FOR UPDATE) waits for it, and finds the rows to empty. Not more than KEY SHARE:
     // noting that the copy is complete in the log need not wait.
     let row = session
@@ -96,13 +101,12 @@ async fn copy(job: &Job, session: &Session, (source, table, epoch): &Epoch, chun
     let Record::TableBegin(begin) = tables::decode(row.get(0))? else { return Ok(()) };
     let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let stream = job.stream(source, StreamKind::Chunks);
-    let data = try_join_all(chunks.iter().map(async |claim| {
-        match log::get_record(&*job.log, &stream, claim.seq).await? {
+    let data =
+        try_join_all(chunks.iter().map(async |claim| match log::get_record(&*job.log, &stream, claim.seq).await? {
             Record::Chunk(chunk) => Ok(chunk.data),
             _ => Err(log::LogError::Damaged(model::DecodeError::Field("the ledger names a message that is no chunk"))),
-        }
-    }))
-    .await?;
+        }))
+        .await?;
     write(session, &begin, &into, data).await?;
     let done: Vec<i64> = chunks.iter().map(|claim| claim.chunk).collect();
     session

@@ -97,7 +97,12 @@ impl Lease {
 
     /// Gives it up, so that another process need not wait.
     pub async fn release(self, session: &Session) -> Result<(), ApplyError> {
-        session.execute("UPDATE crossfade.lease SET worker = NULL, pid = NULL, backend_start = NULL WHERE token = $1", &[&self.token]).await?;
+        session
+            .execute(
+                "UPDATE crossfade.lease SET worker = NULL, pid = NULL, backend_start = NULL WHERE token = $1",
+                &[&self.token],
+            )
+            .await?;
         Ok(())
     }
 }

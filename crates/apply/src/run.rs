@@ -69,7 +69,8 @@ async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -
     let Some(headers) = headers(job, stop).await? else { return Ok(()) };
     check_target(&headers, &pg::catalog::identity(&session).await?)?;
     if !state::exists(&session).await? {
-        let blocker = preflight(&job.plan, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker);
+        let blocker =
+            preflight(&job.plan, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker);
         if let Some(blocker) = blocker {
             return Err(blocker.problem.into());
         }
@@ -129,7 +130,12 @@ async fn headers(job: &Job, stop: &CancellationToken) -> Result<Option<Vec<Heade
             if there {
                 match log::get_record(&*job.log, &stream, Seq::ZERO.next()).await? {
                     Record::Header(header) => break header,
-                    _ => return Err(log::LogError::Damaged(model::DecodeError::Field("the copy stream does not begin with a header")).into()),
+                    _ => {
+                        return Err(log::LogError::Damaged(model::DecodeError::Field(
+                            "the copy stream does not begin with a header",
+                        ))
+                        .into());
+                    }
                 }
             }
             tokio::select! {
@@ -151,7 +157,10 @@ fn check_target(headers: &[Header], target: &model::Identity) -> Result<(), Prob
             format!("plan {:?} on the log", header.plan),
             format!(
                 "its streams lead into database {:?} of cluster {}, this plan's target is {:?} of {}",
-                header.target_identity.database, header.target_identity.system_identifier, target.database, target.system_identifier
+                header.target_identity.database,
+                header.target_identity.system_identifier,
+                target.database,
+                target.system_identifier
             ),
             "give this plan another name, or end the other one with `crossfade complete`",
         )),

@@ -32,7 +32,15 @@ pub(crate) async fn create(session: &Session, source: &str, items: Vec<SchemaIte
                 .execute(
                     "INSERT INTO crossfade.schema_item (source, name, kind, table_schema, table_name, stage, sql)
                      VALUES ($1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::text)",
-                    &[&source, &item.name, &item.kind, &table.map(|t| &t.schema), &table.map(|t| &t.name), &stage(&item), &item.sql],
+                    &[
+                        &source,
+                        &item.name,
+                        &item.kind,
+                        &table.map(|t| &t.schema),
+                        &table.map(|t| &t.name),
+                        &stage(&item),
+                        &item.sql,
+                    ],
                 )
                 .await?;
         } else if !(item.kind == "SCHEMA" && has_schema(session, &item.name).await?) {
@@ -113,7 +121,8 @@ async fn execute(session: &Session, item: &Item) -> Result<(), ApplyError> {
 /// What no copy worker builds: keys of partitioned tables, which have no copy of their own, and then what stands on no single table:
 /// attaching a partition's index to its root's, and the like. Run before the tail starts.
 pub(crate) async fn finals(session: &Session, lease: Lease) -> Result<(), ApplyError> {
-    let mut items: Vec<Item> = waiting(session, "table").await?.into_iter().filter(|item| item.kind != "ANALYZE").collect();
+    let mut items: Vec<Item> =
+        waiting(session, "table").await?.into_iter().filter(|item| item.kind != "ANALYZE").collect();
     items.extend(waiting(session, "final").await?);
     for item in items {
         lease.begin(session).await?;
@@ -124,7 +133,9 @@ pub(crate) async fn finals(session: &Session, lease: Lease) -> Result<(), ApplyE
 }
 
 async fn waiting(session: &Session, stage: &str) -> Result<Vec<Item>, ApplyError> {
-    let query = format!("SELECT {ITEM} FROM crossfade.schema_item i WHERE i.stage = $1::text AND i.done_at IS NULL ORDER BY i.id");
+    let query = format!(
+        "SELECT {ITEM} FROM crossfade.schema_item i WHERE i.stage = $1::text AND i.done_at IS NULL ORDER BY i.id"
+    );
     Ok(session.query(&query, &[&stage]).await?.iter().map(item).collect())
 }
 
@@ -139,7 +150,8 @@ pub(crate) async fn finish(job: &Job, lease: Lease) -> Result<(), ApplyError> {
     let session = pg::connect(&job.endpoint, "apply schema").await?;
     session.batch_execute("SET client_min_messages = warning; SET synchronous_commit = off").await?;
     loop {
-        let joined: bool = session.query_one("SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint", &[]).await?.get(0);
+        let joined: bool =
+            session.query_one("SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint", &[]).await?.get(0);
         if joined {
             for item in waiting(&session, "foreign").await? {
                 foreign(&session, lease, &item).await?;
@@ -156,7 +168,8 @@ pub(crate) async fn finish(job: &Job, lease: Lease) -> Result<(), ApplyError> {
 async fn foreign(session: &Session, lease: Lease, item: &Item) -> Result<(), ApplyError> {
     let plain: bool = match &item.table {
         Some(table) if item.kind == "FK CONSTRAINT" => {
-            let query = "SELECT coalesce((SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1::text)), false)";
+            let query =
+                "SELECT coalesce((SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1::text)), false)";
             session.query_one(query, &[&table.quoted()]).await?.get(0)
         }
         _ => false,

@@ -12,7 +12,9 @@ use crate::ApplyError;
 /// is lost is read from the log again.
 pub(crate) async fn writer(endpoint: &Endpoint, plan: &str, purpose: &str) -> Result<Session, ApplyError> {
     let session = pg::connect(endpoint, purpose).await?;
-    session.batch_execute("SET synchronous_commit = off; SET jit = off; SET plan_cache_mode = force_generic_plan").await?;
+    session
+        .batch_execute("SET synchronous_commit = off; SET jit = off; SET plan_cache_mode = force_generic_plan")
+        .await?;
     session.batch_execute("SET session_replication_role = replica").await?;
     take_origin(&session, plan).await?;
     Ok(session)
@@ -35,9 +37,10 @@ async fn take_origin(session: &Session, plan: &str) -> Result<(), ApplyError> {
             )
             .await;
         if let Err(error) = create
-            && error.code() != Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION) {
-                return Err(error.into());
-            }
+            && error.code() != Some(&tokio_postgres::error::SqlState::UNIQUE_VIOLATION)
+        {
+            return Err(error.into());
+        }
         match session.execute("SELECT pg_replication_origin_session_setup($1::text)", &[&name]).await {
             Ok(_) => return Ok(()),
             Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {}

@@ -96,7 +96,10 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
     if !exists(session).await? {
         session.batch_execute(DDL).await?;
         session
-            .execute("INSERT INTO crossfade.plan (name, nonce) VALUES ($1::text, $2::text)", &[&header.plan, &header.nonce])
+            .execute(
+                "INSERT INTO crossfade.plan (name, nonce) VALUES ($1::text, $2::text)",
+                &[&header.plan, &header.nonce],
+            )
             .await?;
         for header in headers {
             session.execute("INSERT INTO crossfade.checkpoint (source) VALUES ($1::text)", &[&header.source]).await?;

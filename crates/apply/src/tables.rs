@@ -26,7 +26,8 @@ pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin)
 /// Where a table's rows go: to the table of its name, or, a partition's, to that of its root.
 async fn into(session: &Session, begin: &TableBegin) -> Result<TableName, ApplyError> {
     for candidate in std::iter::once(&begin.table).chain(&begin.root) {
-        let there: bool = session.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&candidate.quoted()]).await?.get(0);
+        let there: bool =
+            session.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&candidate.quoted()]).await?.get(0);
         if there {
             return Ok(candidate.clone());
         }
@@ -75,7 +76,14 @@ pub(crate) async fn complete(session: &Session, source: &str, end: &TableEnd) ->
         .execute(
             "UPDATE crossfade.tables SET chunks = $5, rows = $6
               WHERE source = $1::text AND schema = $2::text AND name = $3::text AND coalesce(next_epoch, epoch) = $4",
-            &[&source, &end.table.schema, &end.table.name, &(end.epoch as i32), &(end.chunks as i64), &(end.rows as i64)],
+            &[
+                &source,
+                &end.table.schema,
+                &end.table.name,
+                &(end.epoch as i32),
+                &(end.chunks as i64),
+                &(end.rows as i64),
+            ],
         )
         .await?;
     session

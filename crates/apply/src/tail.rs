@@ -28,7 +28,12 @@ use crate::{ApplyError, CHANNEL, Job, schema, tables};
 const READ_AHEAD: usize = 16;
 
 /// Applies the tail until `stop`, once the copy is in.
-pub(crate) async fn run(job: &Arc<Job>, session: &Session, lease: Lease, stop: &CancellationToken) -> Result<(), ApplyError> {
+pub(crate) async fn run(
+    job: &Arc<Job>,
+    session: &Session,
+    lease: Lease,
+    stop: &CancellationToken,
+) -> Result<(), ApplyError> {
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),

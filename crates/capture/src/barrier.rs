@@ -71,7 +71,9 @@ pub(crate) async fn open(client: &Client, barrier: &str) -> Result<String, Captu
         )
         .await?;
     if rows.is_empty() {
-        info!("no open transaction is listed; one that is committing, or of a role whose activity this role may not see");
+        info!(
+            "no open transaction is listed; one that is committing, or of a role whose activity this role may not see"
+        );
         return Ok("one that is committing".to_owned());
     }
     Ok(rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join(", "))

@@ -39,7 +39,8 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     }
     let log: &dyn Log = &*job.log;
     if job.plan.target.schema == SchemaMode::Clone {
-        let dumped: Vec<TableName> = tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
+        let dumped: Vec<TableName> =
+            tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
         if !progress.schema || !dumped.is_empty() {
             let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
             log::append_record(log, &stream, Record::Schema(items)).await?;
@@ -94,7 +95,13 @@ async fn copy_all(
             Err(error @ CaptureError::GaveWay(_)) => {
                 warn!("{error}; its copy starts over");
                 tokio::time::sleep(REST).await;
-                marker::emit(session, &running.header.nonce, MarkerKind::Copy, &marker::copy_id(&table.name, epoch + 1)).await?;
+                marker::emit(
+                    session,
+                    &running.header.nonce,
+                    MarkerKind::Copy,
+                    &marker::copy_id(&table.name, epoch + 1),
+                )
+                .await?;
                 barrier::pass(session, running.job.plan.limits.barrier_timeout).await?;
                 queue.push_back((table, epoch + 1));
             }
@@ -104,5 +111,6 @@ async fn copy_all(
 }
 
 pub(crate) fn panicked(error: tokio::task::JoinError) -> CaptureError {
-    model::Problem::new(model::Code::Internal, "a copy worker", error.to_string(), "report it with the log of this run").into()
+    model::Problem::new(model::Code::Internal, "a copy worker", error.to_string(), "report it with the log of this run")
+        .into()
 }

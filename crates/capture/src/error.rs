@@ -42,7 +42,9 @@ impl CaptureError {
             CaptureError::Pg(error) => pg::policy(error) == pg::Policy::Retry,
             CaptureError::Log(error) => error.retry(),
             CaptureError::GaveWay(_) => true,
-            CaptureError::Offsets(_) | CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::Stop(_) => false,
+            CaptureError::Offsets(_) | CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::Stop(_) => {
+                false
+            }
         }
     }
 }

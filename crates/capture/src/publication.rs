@@ -17,7 +17,12 @@ pub(crate) fn names(plan: &str, source: &str) -> [String; 2] {
 
 /// Makes the publications publish just these tables. Says whether that changed anything: if so, the barrier must be
 /// passed again before a snapshot of a table is taken.
-pub(crate) async fn publish(client: &Client, plan: &Plan, source: &str, tables: &[Table]) -> Result<bool, CaptureError> {
+pub(crate) async fn publish(
+    client: &Client,
+    plan: &Plan,
+    source: &str,
+    tables: &[Table],
+) -> Result<bool, CaptureError> {
     let mut wanted = [BTreeSet::new(), BTreeSet::new()];
     for table in tables {
         match published(plan, table)? {

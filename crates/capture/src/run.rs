@@ -1,6 +1,6 @@
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use ::log::Log;
 use model::{Backoff, Code, Header, Identity, Lsn, Oid, Problem};
@@ -122,7 +122,9 @@ struct Ready {
 /// Everything that comes before the first row: identity, streams, publication, slot, gap check.
 async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
     let session = pg::connect(&job.endpoint, "capture").await?;
-    if let Some(blocker) = preflight(&job.plan, &job.source, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker) {
+    if let Some(blocker) =
+        preflight(&job.plan, &job.source, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker)
+    {
         return Err(blocker.problem.into());
     }
     let header = claim_streams(job, &session).await?;
@@ -193,7 +195,9 @@ fn check_chain(
     };
     match slot {
         None if begun => Err(lost("it does not exist any more")),
-        Some(slot) if slot.wal_status == "lost" => Err(lost("the server has removed WAL that it needs (max_slot_wal_keep_size)")),
+        Some(slot) if slot.wal_status == "lost" => {
+            Err(lost("the server has removed WAL that it needs (max_slot_wal_keep_size)"))
+        }
         Some(_) if resume.lsn.is_none() && progress.begun() => {
             Err(claim::gap(header, "the tail stream is empty although tables have been copied: it was purged"))
         }

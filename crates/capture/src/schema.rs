@@ -12,15 +12,22 @@ use crate::run::Running;
 use crate::{CaptureError, select};
 
 /// Dumps the schema: all of it but tables that the plan leaves out, or, with `only`, just these tables.
-pub(crate) async fn dump(running: &Running, session: &Session, only: Option<&Vec<TableName>>) -> Result<Vec<SchemaItem>, CaptureError> {
+pub(crate) async fn dump(
+    running: &Running,
+    session: &Session,
+    only: Option<&Vec<TableName>>,
+) -> Result<Vec<SchemaItem>, CaptureError> {
     let version = pg::catalog::server_version(session).await?;
     let program = pg_dump(version / 10_000)?;
-    let mut arguments = vec!["--schema-only".to_owned(), "--no-publications".to_owned(), "--no-subscriptions".to_owned()];
+    let mut arguments =
+        vec!["--schema-only".to_owned(), "--no-publications".to_owned(), "--no-subscriptions".to_owned()];
     match only {
         Some(tables) => arguments.extend(tables.iter().map(|table| format!("--table={}", table.quoted()))),
         None => {
             arguments.push("--exclude-schema=crossfade".to_owned());
-            arguments.extend(left_out(running, session).await?.iter().map(|table| format!("--exclude-table={}", table.quoted())));
+            arguments.extend(
+                left_out(running, session).await?.iter().map(|table| format!("--exclude-table={}", table.quoted())),
+            );
         }
     }
     let (before, after) = tokio::try_join!(
@@ -149,7 +156,10 @@ pub(crate) fn pg_dump(major: i32) -> Result<PathBuf, Problem> {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).map(|dir| dir.join("pg_dump")).find(|path| path.exists()).ok_or_else(|| {
-        failed(Path::new("pg_dump"), format!("there is none on this machine, version {major} or newer is needed for the source's schema"))
+        failed(
+            Path::new("pg_dump"),
+            format!("there is none on this machine, version {major} or newer is needed for the source's schema"),
+        )
     })
 }
 

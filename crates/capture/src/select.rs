@@ -32,7 +32,8 @@ pub(crate) enum Published {
 /// # Errors
 /// It has no replica identity and the plan does not say what to do about that.
 pub(crate) fn published(plan: &Plan, table: &Table) -> Result<Published, Problem> {
-    let choice = plan.identity.get(&table.name).or_else(|| table.root.as_ref().and_then(|root| plan.identity.get(root)));
+    let choice =
+        plan.identity.get(&table.name).or_else(|| table.root.as_ref().and_then(|root| plan.identity.get(root)));
     match choice {
         Some(Identity::InsertOnly) => Ok(Published::InsertOnly),
         _ if table.has_identity() => Ok(Published::Whole),

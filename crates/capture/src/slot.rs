@@ -77,7 +77,12 @@ pub(crate) async fn settled(client: &Client, name: &str, limit: Duration) -> Res
 ///
 /// # Errors
 /// They do not end within `limit`: names them. Nobody is terminated, and no slot is left behind.
-pub(crate) async fn create(client: &Client, endpoint: &Endpoint, name: &str, limit: Duration) -> Result<Lsn, CaptureError> {
+pub(crate) async fn create(
+    client: &Client,
+    endpoint: &Endpoint,
+    name: &str,
+    limit: Duration,
+) -> Result<Lsn, CaptureError> {
     let mut replication = Replication::connect(endpoint, "slot").await?;
     let failover = replication.server_version() >= 170_000;
     let Ok(created) = tokio::time::timeout(limit, replication.create_slot(name, failover)).await else {

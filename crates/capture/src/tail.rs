@@ -56,7 +56,11 @@ pub(crate) async fn run(running: Arc<Running>, from: Resume, stop: CancellationT
 }
 
 /// Gets hold of the slot. While another walsender has it, waits and says so.
-async fn connect(running: &Running, start: Lsn, stop: &CancellationToken) -> Result<Option<ReplicationStream>, CaptureError> {
+async fn connect(
+    running: &Running,
+    start: Lsn,
+    stop: &CancellationToken,
+) -> Result<Option<ReplicationStream>, CaptureError> {
     let job = &running.job;
     let name = slot::slot_name(&job.plan.name, &job.source.name);
     let publications = publication::names(&job.plan.name, &job.source.name);

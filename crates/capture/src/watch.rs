@@ -123,7 +123,10 @@ async fn catalog(running: &Arc<Running>, session: &Session, tables: Vec<Table>) 
     }
     let known = |table: Table| {
         let rewritten = rewritten.get(&table.oid).cloned();
-        (table.name, Known { oid: table.oid, shape: table.shape, filenode: table.filenode, truncates: (0, 0), rewritten })
+        (
+            table.name,
+            Known { oid: table.oid, shape: table.shape, filenode: table.filenode, truncates: (0, 0), rewritten },
+        )
     };
     Ok(tables.into_iter().map(known).collect())
 }
@@ -140,7 +143,10 @@ fn compare(before: &Catalog, now: &Catalog) -> Result<(), Problem> {
             return Err(changed(name, "its columns, constraints, replica identity or inheritance changed"));
         }
         if new.filenode != old.filenode && new.truncates.1 == old.truncates.0 {
-            return Err(changed(name, "it was written anew (ALTER TYPE … USING, CLUSTER, VACUUM FULL), which the tail does not show"));
+            return Err(changed(
+                name,
+                "it was written anew (ALTER TYPE … USING, CLUSTER, VACUUM FULL), which the tail does not show",
+            ));
         }
         if let (Some(old), Some(new)) = (&old.rewritten, &new.rewritten)
             && new.new_since(old) > 0
@@ -167,7 +173,9 @@ fn violated(table: &TableName, rows: i64) -> Problem {
     Problem::new(
         Code::InsertOnlyViolated,
         format!("table {table}"),
-        format!("[identity] says `insert_only`, and {rows} of its rows were updated or deleted, which the tail does not show: the target has them as they were"),
+        format!(
+            "[identity] says `insert_only`, and {rows} of its rows were updated or deleted, which the tail does not show: the target has them as they were"
+        ),
         "give it a primary key or REPLICA IDENTITY FULL, correct [identity], end the plan with `crossfade complete`, empty the target, and start anew",
     )
 }

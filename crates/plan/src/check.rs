@@ -161,7 +161,8 @@ fn check_patterns(entry: &Entry<'_>) -> Result<Patterns, Problem> {
 }
 
 fn check_log(entry: &Entry<'_>, env: Env<'_>) -> Result<Log, Problem> {
-    const NATS_ONLY: [&str; 7] = ["max_bytes", "replicas", "sync", "ca_file", "cert_file", "key_file", "credentials_file"];
+    const NATS_ONLY: [&str; 7] =
+        ["max_bytes", "replicas", "sync", "ca_file", "cert_file", "key_file", "credentials_file"];
     let section = entry.section(&[&["url", "url_env"][..], &NATS_ONLY].concat())?;
     let (entry, url) = secret(&section, "nats://127.0.0.1:4222", env)?;
     let max_bytes = section.get("max_bytes").map(|entry| at_least(&entry, LEAST_LOG, "100GiB")).transpose()?;

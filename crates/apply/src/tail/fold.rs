@@ -116,7 +116,9 @@ impl Run {
     pub fn folded(&self) -> Folded {
         let mut out = Folded::default();
         if self.target.identity == Identity::None {
-            out.inserts.extend(self.ops.iter().filter_map(|op| if let Op::Insert(new) = op { Some(new.clone()) } else { None }));
+            out.inserts.extend(
+                self.ops.iter().filter_map(|op| if let Op::Insert(new) = op { Some(new.clone()) } else { None }),
+            );
         }
         // In the key's order, shorter texts first, which for numbers is theirs: neighbours share pages of table and index.
         let mut nets: Vec<(&Bytes, &Net)> = self.nets.iter().collect();
@@ -170,9 +172,10 @@ pub(super) fn filled(new: &Tuple, old: &Tuple) -> Tuple {
 /// The key's columns as one value that is equal only for equal texts.
 pub(super) fn key_of(tuple: &Tuple, key: &[usize]) -> Bytes {
     if let [only] = key
-        && let Some(Cell::Text(text)) = tuple.cells().nth(*only) {
-            return tuple.bytes().slice_ref(text);
-        }
+        && let Some(Cell::Text(text)) = tuple.cells().nth(*only)
+    {
+        return tuple.bytes().slice_ref(text);
+    }
     let mut out = BytesMut::new();
     let cells: Vec<Cell<'_>> = tuple.cells().collect();
     for index in key {
@@ -191,8 +194,8 @@ pub(super) fn key_of(tuple: &Tuple, key: &[usize]) -> Bytes {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn row(key: u8, value: Option<u8>) -> Tuple {
         let (key, value) = (key.to_string(), value.map(|v| v.to_string()));
@@ -244,7 +247,12 @@ mod tests {
     fn equal_rows_of_a_table_without_key_keep_their_number() {
         let mut run = Run::new(Arc::new(Target::for_test(Identity::WholeRow)));
         let twin = row(1, Some(1));
-        for op in [Op::Insert(twin.clone()), Op::Insert(twin.clone()), Op::Insert(twin.clone()), Op::Delete(Old::Full(twin.clone()))] {
+        for op in [
+            Op::Insert(twin.clone()),
+            Op::Insert(twin.clone()),
+            Op::Insert(twin.clone()),
+            Op::Delete(Old::Full(twin.clone())),
+        ] {
             run.push(op);
         }
         assert_eq!(run.folded().inserts, vec![twin.clone(), twin]);

@@ -29,9 +29,16 @@ pub(super) struct Group {
 pub(super) enum Step {
     Rows(Run),
     /// A row's key changes.
-    Move { target: Arc<Target>, old: Old, new: model::Tuple },
+    Move {
+        target: Arc<Target>,
+        old: Old,
+        new: model::Tuple,
+    },
     /// Tables are emptied.
-    Truncate { targets: Vec<Arc<Target>>, restart_identity: bool },
+    Truncate {
+        targets: Vec<Arc<Target>>,
+        restart_identity: bool,
+    },
 }
 
 /// Changes of a group at most: a set-wise statement gains nothing from more, and what is in memory three times (gathered, waiting, being
@@ -127,11 +134,10 @@ pub(super) async fn run(
     let mut gates = 0;
     loop {
         let due = gather.group.partial || gather.group.full(gather.budget);
-        if !due
-            && let Some((source, seq, part)) = gather.queue.pop_front() {
-                gather.part(&source, seq, part)?;
-                continue;
-            }
+        if !due && let Some((source, seq, part)) = gather.queue.pop_front() {
+            gather.part(&source, seq, part)?;
+            continue;
+        }
         tokio::select! {
             biased;
             permit = groups.reserve(), if !gather.group.is_empty() => {
@@ -207,9 +213,10 @@ impl Gather {
                 Ok(())
             }
             // A piece of it may be in the target's open transaction: start again from the checkpoint.
-            What::Discard if self.pending.remove(&source).is_some_and(|pending| pending.begun) => {
-                Err(log::LogError::Unavailable("the capture that wrote a transaction died in the middle of it".to_owned()).into())
-            }
+            What::Discard if self.pending.remove(&source).is_some_and(|pending| pending.begun) => Err(
+                log::LogError::Unavailable("the capture that wrote a transaction died in the middle of it".to_owned())
+                    .into(),
+            ),
             What::Discard => Ok(()),
         }
     }
@@ -246,7 +253,8 @@ impl Gather {
         let Some(targets) = self.targets.get(source) else { return Ok(0) };
         let group = &mut self.group;
         // A change by a transaction that the table's copy has seen is in the copy; so is one to a table whose copy has not begun.
-        let find = |relation: Oid| Ok::<_, ApplyError>(targets.get(relation)?.filter(|target| !target.copied.sees(xid)));
+        let find =
+            |relation: Oid| Ok::<_, ApplyError>(targets.get(relation)?.filter(|target| !target.copied.sees(xid)));
         let mut rows = 0;
         for change in changes {
             let (relation, op) = match change {
@@ -272,7 +280,9 @@ impl Gather {
             rows += 1;
             group.ops += 1;
             match op {
-                Op::Update { old: Some(old), new } if Run::moves(target, &Op::Update { old: Some(old.clone()), new: new.clone() }) => {
+                Op::Update { old: Some(old), new }
+                    if Run::moves(target, &Op::Update { old: Some(old.clone()), new: new.clone() }) =>
+                {
                     group.barrier(Step::Move { target: Arc::clone(target), old, new });
                 }
                 op => group.run(target).push(op),

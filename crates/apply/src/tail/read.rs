@@ -22,7 +22,12 @@ pub(super) enum What {
 }
 
 /// Follows a source's tail from its checkpoint.
-pub(super) async fn follow(job: Arc<Job>, source: String, checkpoint: Checkpoint, out: mpsc::Sender<Incoming>) -> Result<(), ApplyError> {
+pub(super) async fn follow(
+    job: Arc<Job>,
+    source: String,
+    checkpoint: Checkpoint,
+    out: mpsc::Sender<Incoming>,
+) -> Result<(), ApplyError> {
     let stream = job.stream(&source, StreamKind::Tail);
     let source: Arc<str> = source.into();
     let from = start(&job, &stream, &source, &checkpoint).await?;
@@ -40,7 +45,11 @@ pub(super) async fn follow(job: Arc<Job>, source: String, checkpoint: Checkpoint
                 What::Discard
             }
             Record::Heartbeat(_) => continue,
-            _ => return Err(log::LogError::Damaged(model::DecodeError::Field("the tail holds a record of the copy")).into()),
+            _ => {
+                return Err(
+                    log::LogError::Damaged(model::DecodeError::Field("the tail holds a record of the copy")).into()
+                );
+            }
         };
         if out.send(Incoming { source: Arc::clone(&source), seq, what }).await.is_err() {
             return Ok(());
@@ -69,7 +78,10 @@ async fn start(job: &Job, stream: &log::StreamName, source: &str, checkpoint: &C
         }
         false => Err(gap(
             source,
-            format!("the target stands at {}, and the log begins with message {}, behind what is missing", checkpoint.lsn, state.first),
+            format!(
+                "the target stands at {}, and the log begins with message {}, behind what is missing",
+                checkpoint.lsn, state.first
+            ),
         )),
     }
 }
@@ -90,7 +102,10 @@ impl Parts {
                 continue;
             }
             if !part.first && !self.open {
-                return Err(gap(&self.source, format!("the transaction that commits at {} has no beginning in the log", part.commit_lsn)));
+                return Err(gap(
+                    &self.source,
+                    format!("the transaction that commits at {} has no beginning in the log", part.commit_lsn),
+                ));
             }
             self.open = part.end_lsn.is_none();
             self.applied = part.end_lsn.unwrap_or(self.applied);

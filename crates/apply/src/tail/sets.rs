@@ -15,7 +15,8 @@ pub(super) struct Statement {
 impl Statement {
     /// The arrays for `rows`.
     pub fn arrays<'a>(&self, rows: &[&'a Tuple]) -> Vec<TextArray<'a>> {
-        let mut arrays: Vec<TextArray<'a>> = self.columns.iter().map(|_| TextArray(Vec::with_capacity(rows.len()))).collect();
+        let mut arrays: Vec<TextArray<'a>> =
+            self.columns.iter().map(|_| TextArray(Vec::with_capacity(rows.len()))).collect();
         for row in rows {
             let cells: Vec<Cell<'a>> = row.cells().collect();
             for (array, column) in arrays.iter_mut().zip(&self.columns) {
@@ -118,7 +119,8 @@ impl Target {
             .collect();
         let mut columns = self.key().to_vec();
         columns.extend(&set);
-        let assignments: Vec<_> = set.iter().map(|column| format!("{} = {}", self.name(*column), self.value(*column))).collect();
+        let assignments: Vec<_> =
+            set.iter().map(|column| format!("{} = {}", self.name(*column), self.value(*column))).collect();
         // Without anything to set the row must still be there.
         let assignments = match (assignments.is_empty(), self.key().first()) {
             (false, _) => assignments.join(", "),
@@ -136,7 +138,11 @@ impl Target {
 
     /// GENERATED ALWAYS columns beside the key: they cannot be updated, so a row that has another value is written anew.
     pub fn identity_columns(&self, present: &[usize]) -> Vec<usize> {
-        present.iter().copied().filter(|column| self.columns[*column].identity_always && !self.key().contains(column)).collect()
+        present
+            .iter()
+            .copied()
+            .filter(|column| self.columns[*column].identity_always && !self.key().contains(column))
+            .collect()
     }
 
     /// Gives the row with the old key (the arrays' first columns) the `present` values, its key among them. What is not present stays: the
@@ -158,7 +164,11 @@ impl Target {
             let returned: Vec<_> = all
                 .iter()
                 .map(|column| {
-                    let value = if present.contains(column) { self.value(*column) } else { format!("t.{}", self.name(*column)) };
+                    let value = if present.contains(column) {
+                        self.value(*column)
+                    } else {
+                        format!("t.{}", self.name(*column))
+                    };
                     format!("{value} AS c{column}")
                 })
                 .collect();
@@ -171,7 +181,8 @@ impl Target {
                 taken.join(", ")
             )
         } else {
-            let set: Vec<_> = present.iter().map(|column| format!("{} = {}", self.name(*column), self.value(*column))).collect();
+            let set: Vec<_> =
+                present.iter().map(|column| format!("{} = {}", self.name(*column), self.value(*column))).collect();
             format!("UPDATE {into} t SET {} FROM {rows} WHERE {matched}", set.join(", "))
         };
         Statement { sql, columns }

@@ -71,7 +71,10 @@ impl Targets {
     pub fn get(&self, id: Oid) -> Result<Option<&Arc<Target>>, ApplyError> {
         match self.known.get(&id) {
             Some((_, target)) => Ok(target.as_ref()),
-            None => Err(log::LogError::Damaged(model::DecodeError::Field("a change names a relation that its batch does not describe")).into()),
+            None => Err(log::LogError::Damaged(model::DecodeError::Field(
+                "a change names a relation that its batch does not describe",
+            ))
+            .into()),
         }
     }
 }
@@ -119,13 +122,7 @@ async fn find(session: &Session, source: &str, relation: &Relation) -> Result<Op
         })?);
     }
     let bound = (into != *table).then(|| begin.partition_bound.clone());
-    Ok(Some(Target {
-        into,
-        columns,
-        identity: identity(relation, &begin),
-        copied: begin.snapshot,
-        bound,
-    }))
+    Ok(Some(Target { into, columns, identity: identity(relation, &begin), copied: begin.snapshot, bound }))
 }
 
 fn identity(relation: &Relation, begin: &TableBegin) -> Identity {
@@ -135,7 +132,9 @@ fn identity(relation: &Relation, begin: &TableBegin) -> Identity {
     match (key, relation.identity) {
         (Some(key), _) if !key.is_empty() => Identity::Key(key),
         (_, model::ReplicaIdentity::Full) => Identity::WholeRow,
-        (_, model::ReplicaIdentity::Default | model::ReplicaIdentity::Index | model::ReplicaIdentity::Nothing) => Identity::None,
+        (_, model::ReplicaIdentity::Default | model::ReplicaIdentity::Index | model::ReplicaIdentity::Nothing) => {
+            Identity::None
+        }
     }
 }
 

@@ -87,11 +87,16 @@ fn at_commit(error: ApplyError, group: &Group) -> ApplyError {
         return error;
     }
     let lsn = group.advances.values().map(|advance| advance.lsn).max().unwrap_or_default();
-    Problem::new(Code::Divergence, format!("the transactions up to {lsn}"), format!("the target refuses them: {error}"), LOOK_AT_TARGET).into()
+    Problem::new(
+        Code::Divergence,
+        format!("the transactions up to {lsn}"),
+        format!("the target refuses them: {error}"),
+        LOOK_AT_TARGET,
+    )
+    .into()
 }
 
-const LOOK_AT_TARGET: &str =
-    "somebody else wrote to the target, or it lacks rows: find out who, mend the row, and start again; nothing was skipped";
+const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, and start again; nothing was skipped";
 
 /// Waits until the copy that `marker` announced, or a later one of the same table, is in.
 async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: &str) -> Result<(), ApplyError> {
@@ -109,7 +114,12 @@ async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: 
             let (now, next, done): (i32, Option<i32>, bool) = (row.get(2), row.get(3), row.get(4));
             if next.is_some() {
                 lease.begin(session).await?;
-                tables::begin(session, source, &model::TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).await?;
+                tables::begin(
+                    session,
+                    source,
+                    &model::TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+                )
+                .await?;
                 session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
                 continue;
             }
@@ -289,7 +299,10 @@ impl Writer<'_> {
         if advance.transactions == 0 && partial {
             // Nothing is complete yet; the rows are counted all the same.
             self.session
-                .execute("UPDATE crossfade.checkpoint SET rows = rows + $2 WHERE source = $1::text", &[&source, &advance.rows])
+                .execute(
+                    "UPDATE crossfade.checkpoint SET rows = rows + $2 WHERE source = $1::text",
+                    &[&source, &advance.rows],
+                )
                 .await?;
             return Ok(());
         }
@@ -312,7 +325,8 @@ impl Writer<'_> {
             )
             .await?;
         if moved != 1 {
-            let why = format!("the checkpoint of source {source:?} is not at {}, where this process left it", checkpoint.lsn);
+            let why =
+                format!("the checkpoint of source {source:?} is not at {}, where this process left it", checkpoint.lsn);
             return Err(LogError::Unavailable(why).into());
         }
         checkpoint.lsn = advance.lsn;
@@ -340,7 +354,8 @@ impl Writer<'_> {
 }
 
 fn diverged(target: &Target, row: &Tuple, why: &str) -> ApplyError {
-    Problem::new(Code::Divergence, format!("table {}, {}", target.into, describe(target, row)), why, LOOK_AT_TARGET).into()
+    Problem::new(Code::Divergence, format!("table {}, {}", target.into, describe(target, row)), why, LOOK_AT_TARGET)
+        .into()
 }
 
 fn row_refused(target: &Target, row: &Tuple, error: ApplyError) -> ApplyError {
@@ -349,7 +364,8 @@ fn row_refused(target: &Target, row: &Tuple, error: ApplyError) -> ApplyError {
     }
     let what = format!("table {}, {}", target.into, describe(target, row));
     if error.is_constraint() {
-        return Problem::new(Code::Divergence, what, format!("the target refuses the row: {error}"), LOOK_AT_TARGET).into();
+        return Problem::new(Code::Divergence, what, format!("the target refuses the row: {error}"), LOOK_AT_TARGET)
+            .into();
     }
     let next = "mend the target's definition (type, length, constraint) and start again; nothing was skipped";
     Problem::new(Code::RowRefused, what, format!("the target cannot take the row: {error}"), next).into()
@@ -360,7 +376,13 @@ fn refused(target: &Target, error: ApplyError) -> ApplyError {
         return error;
     }
     let next = "mend the target's definition (type, length, constraint) and start again; nothing was skipped";
-    Problem::new(Code::RowRefused, format!("table {}", target.into), format!("the target cannot take a batch of rows: {error}"), next).into()
+    Problem::new(
+        Code::RowRefused,
+        format!("table {}", target.into),
+        format!("the target cannot take a batch of rows: {error}"),
+        next,
+    )
+    .into()
 }
 
 /// The row's key, for people; of a table without one, its first columns.

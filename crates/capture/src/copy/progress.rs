@@ -42,7 +42,9 @@ impl Progress {
 
     /// Every one of `tables` is copied, and that was said.
     pub fn complete(&self, tables: &[Table]) -> bool {
-        tables.iter().all(|table| self.next_epoch(&table.name).is_none() && self.ended.iter().any(|(name, _)| *name == table.name))
+        tables.iter().all(|table| {
+            self.next_epoch(&table.name).is_none() && self.ended.iter().any(|(name, _)| *name == table.name)
+        })
     }
 
     /// The tables that are copied, with their epochs.
@@ -55,7 +57,8 @@ impl Progress {
     /// # Errors
     /// One of them does not: the tail would not fit to the copy.
     pub fn check_columns(&self, tables: &[Table]) -> Result<(), Problem> {
-        let changed = tables.iter().find(|table| self.columns.get(&table.name).is_some_and(|copied| *copied != table.columns));
+        let changed =
+            tables.iter().find(|table| self.columns.get(&table.name).is_some_and(|copied| *copied != table.columns));
         match changed {
             None => Ok(()),
             Some(table) => Err(crate::watch::changed(&table.name, "its columns are not those that were copied")),

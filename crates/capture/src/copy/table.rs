@@ -35,7 +35,12 @@ struct Shared {
 }
 
 /// Copies one table under one snapshot.
-pub(super) async fn copy(running: &Arc<Running>, table: &Table, epoch: u32, permits: Arc<Semaphore>) -> Result<(), CaptureError> {
+pub(super) async fn copy(
+    running: &Arc<Running>,
+    table: &Table,
+    epoch: u32,
+    permits: Arc<Semaphore>,
+) -> Result<(), CaptureError> {
     let job = &running.job;
     let leader = session(running, table).await?;
     // Only now: a snapshot older than the lock could be older than a TRUNCATE, and would read nothing.
@@ -44,7 +49,12 @@ pub(super) async fn copy(running: &Arc<Running>, table: &Table, epoch: u32, perm
         Problem::new(Code::Internal, format!("table {}", table.name), error.to_string(), "report it")
     })?;
     let table = catalog::table_named(&leader, &table.name).await?.ok_or_else(|| {
-        Problem::new(Code::SchemaChanged, format!("table {}", table.name), "it was dropped before it could be copied", "start again")
+        Problem::new(
+            Code::SchemaChanged,
+            format!("table {}", table.name),
+            "it was dropped before it could be copied",
+            "start again",
+        )
     })?;
     let streams = claim::streams(&job.plan.name, &job.source.name);
     let begin = TableBegin {

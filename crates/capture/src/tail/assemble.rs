@@ -31,9 +31,13 @@ pub(super) struct Assembler {
 enum State {
     Between,
     /// Inside of a transaction that is sent whole; `true` if it is in the log already.
-    Transaction { skip: bool },
+    Transaction {
+        skip: bool,
+    },
     /// Inside of a block of a transaction in progress.
-    Stream { top: u32 },
+    Stream {
+        top: u32,
+    },
 }
 
 impl Assembler {
@@ -90,7 +94,9 @@ impl Assembler {
                 State::Between | State::Transaction { .. } => self.describe(relation, out),
             },
             PgOutput::Insert { xid, relation, new } => self.change(xid, Change::Insert { relation, new }, out)?,
-            PgOutput::Update { xid, relation, old, new } => self.change(xid, Change::Update { relation, old, new }, out)?,
+            PgOutput::Update { xid, relation, old, new } => {
+                self.change(xid, Change::Update { relation, old, new }, out)?
+            }
             PgOutput::Delete { xid, relation, old } => self.change(xid, Change::Delete { relation, old }, out)?,
             PgOutput::Truncate { xid, relations, cascade, restart_identity } => {
                 self.change(xid, Change::Truncate { relations, cascade, restart_identity }, out)?;

@@ -194,7 +194,8 @@ mod tests {
             packer.change(insert(1), [&relation("new")].into_iter());
             packer.commit(Lsn(25));
             packer.close();
-            let described: Vec<_> = std::iter::from_fn(|| packer.pop()).map(|(batch, _)| batch.relations[0].table.name.clone()).collect();
+            let described: Vec<_> =
+                std::iter::from_fn(|| packer.pop()).map(|(batch, _)| batch.relations[0].table.name.clone()).collect();
             assert_eq!(described, ["old", "new"], "open: {open}");
         }
     }

@@ -18,7 +18,13 @@ pub(super) struct Confirm {
 
 impl Confirm {
     pub fn new(start: Lsn) -> Self {
-        Confirm { pending: VecDeque::new(), acknowledged: (Seq::ZERO, start), flushed: start, appended: start, seen: start }
+        Confirm {
+            pending: VecDeque::new(),
+            acknowledged: (Seq::ZERO, start),
+            flushed: start,
+            appended: start,
+            seen: start,
+        }
     }
 
     /// The message `seq` makes the log complete up to `lsn`.

@@ -54,7 +54,9 @@ impl Streamed {
                 Item::Relation(relation) => relation.columns.len() * 48,
                 Item::Change { change, .. } => match change {
                     Change::Insert { new, .. } => new.bytes().len(),
-                    Change::Update { old, new, .. } => new.bytes().len() + old.as_ref().map_or(0, |old| old.tuple().bytes().len()),
+                    Change::Update { old, new, .. } => {
+                        new.bytes().len() + old.as_ref().map_or(0, |old| old.tuple().bytes().len())
+                    }
                     Change::Delete { old, .. } => old.tuple().bytes().len(),
                     Change::Truncate { .. } | Change::Marker(_) => 0,
                 },
@@ -157,7 +159,14 @@ fn encode(items: &[Item]) -> Vec<u8> {
                 let xid = Xid(u64::from(*xid));
                 if batch.parts.last().is_none_or(|part| part.xid != xid) {
                     let (commit_lsn, commit_time) = (Lsn::ZERO, 0);
-                    batch.parts.push(Part { xid, commit_lsn, commit_time, first: false, end_lsn: None, changes: Vec::new() });
+                    batch.parts.push(Part {
+                        xid,
+                        commit_lsn,
+                        commit_time,
+                        first: false,
+                        end_lsn: None,
+                        changes: Vec::new(),
+                    });
                 }
                 if let Some(part) = batch.parts.last_mut() {
                     part.changes.push(change.clone());
