@@ -17,7 +17,8 @@ const AT_ONCE: usize = 256;
 /// Follows for ever.
 pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Result<(), ApplyError> {
     let session = pg::connect(&job.endpoint, "apply control").await?;
-    session.batch_execute("SET synchronous_commit = off").await?;
+    // A table that is emptied for a new epoch must not take others with it.
+    session.batch_execute("SET synchronous_commit = off; SET session_replication_role = replica").await?;
     let row =
         session.query_one("SELECT control_seq FROM crossfade.checkpoint WHERE source = $1::text", &[&source]).await?;
     let from = Seq(row.get::<_, i64>(0) as u64).next();
@@ -117,6 +118,11 @@ async fn table_begin(session: &Session, source: &str, begin: TableBegin) -> Resu
 
 /// A table's copy begins: until it is in, and the marker behind it is reached, the tables do not agree with each other.
 async fn unjoin(session: &Session, source: &str) -> Result<(), ApplyError> {
-    session.execute("UPDATE crossfade.checkpoint SET joined = false WHERE source = $1::text", &[&source]).await?;
+    session
+        .execute(
+            "UPDATE crossfade.checkpoint SET joined = false, join_marker = NULL WHERE source = $1::text",
+            &[&source],
+        )
+        .await?;
     Ok(())
 }

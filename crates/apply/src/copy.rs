@@ -103,8 +103,14 @@ async fn copy(
     let stream = job.stream(source, StreamKind::Chunks);
     let data =
         try_join_all(chunks.iter().map(async |claim| match log::get_record(&*job.log, &stream, claim.seq).await? {
-            Record::Chunk(chunk) => Ok(chunk.data),
-            _ => Err(log::LogError::Damaged(model::DecodeError::Field("the ledger names a message that is no chunk"))),
+            Record::Chunk(chunk)
+                if chunk.table == *table && chunk.epoch == *epoch as u32 && chunk.index == claim.chunk as u64 =>
+            {
+                Ok(chunk.data)
+            }
+            _ => Err(log::LogError::Damaged(model::DecodeError::Field(
+                "the ledger names a message that is not this chunk: the log has lost its end and was filled again",
+            ))),
         }))
         .await?;
     write(session, &begin, &into, data).await?;

@@ -24,3 +24,4 @@ pub use preflight::{Needed, preflight, preflight_source};
 pub use remove::{Removal, live_workers, remove};
 pub use run::{Job, run};
 pub use state::CHANNEL;
+pub use tail::CutOff;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::error::panicked;
+use crate::tail::CutOff;
 use crate::{ApplyError, control, copy, lease, preflight, schema, session, state, tail};
 
 /// What apply needs.
@@ -23,6 +24,8 @@ pub struct Job {
     pub log: Arc<dyn Log>,
     /// `host:pid`, unique among the processes of a plan.
     pub worker: String,
+    /// What it has learnt of the log; empty to begin with.
+    pub cut_off: CutOff,
 }
 
 impl Job {

@@ -44,7 +44,7 @@ pub(crate) async fn create(session: &Session, source: &str, items: Vec<SchemaIte
                 )
                 .await?;
         } else if !(item.kind == "SCHEMA" && has_schema(session, &item.name).await?) {
-            session.batch_execute(&item.sql).await.map_err(|error| failed(&item.kind, &item.name, &error.into()))?;
+            session.batch_execute(&item.sql).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
         }
     }
     // An entry may have set the search path for itself.
@@ -57,7 +57,10 @@ async fn has_schema(session: &Session, name: &str) -> Result<bool, ApplyError> {
     Ok(session.query_one("SELECT to_regnamespace($1::text) IS NOT NULL", &[&quote::ident(name)]).await?.get(0))
 }
 
-fn failed(kind: &str, name: &str, error: &ApplyError) -> ApplyError {
+fn failed(kind: &str, name: &str, error: ApplyError) -> ApplyError {
+    if error.retry() {
+        return error;
+    }
     Problem::new(
         Code::SchemaFailed,
         format!("{} {name}", kind.to_lowercase()),
@@ -113,7 +116,7 @@ pub(crate) async fn build_one(session: &Session) -> Result<bool, ApplyError> {
 }
 
 async fn execute(session: &Session, item: &Item) -> Result<(), ApplyError> {
-    session.batch_execute(&item.sql).await.map_err(|error| failed(&item.kind, &item.name, &error.into()))?;
+    session.batch_execute(&item.sql).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
     session.execute("UPDATE crossfade.schema_item SET done_at = clock_timestamp() WHERE id = $1", &[&item.id]).await?;
     Ok(())
 }
@@ -153,6 +156,8 @@ pub(crate) async fn finish(job: &Job, lease: Lease) -> Result<(), ApplyError> {
         let joined: bool =
             session.query_one("SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint", &[]).await?.get(0);
         if joined {
+            // Of tables that were added while the tail runs.
+            finals(&session, lease).await?;
             for item in waiting(&session, "foreign").await? {
                 foreign(&session, lease, &item).await?;
             }
@@ -191,12 +196,12 @@ async fn foreign(session: &Session, lease: Lease, item: &Item) -> Result<(), App
     if there.is_none() {
         let add = format!("{} NOT VALID", item.sql.trim_end().trim_end_matches(';'));
         lease.begin(session).await?;
-        session.batch_execute(&add).await.map_err(|error| failed(&item.kind, &item.name, &error.into()))?;
+        session.batch_execute(&add).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
         session.batch_execute("COMMIT").await?;
     }
     lease.begin(session).await?;
     let check = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {}", quote::ident(constraint));
-    session.batch_execute(&check).await.map_err(|error| failed(&item.kind, &item.name, &error.into()))?;
+    session.batch_execute(&check).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
     session.execute("UPDATE crossfade.schema_item SET done_at = clock_timestamp() WHERE id = $1", &[&item.id]).await?;
     session.batch_execute("COMMIT").await?;
     Ok(())
@@ -212,7 +217,7 @@ async fn trigger(session: &Session, lease: Lease, item: &Item) -> Result<(), App
     };
     lease.begin(session).await?;
     execute(session, item).await?;
-    session.batch_execute(&disable).await.map_err(|error| failed(&item.kind, &item.name, &error.into()))?;
+    session.batch_execute(&disable).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
     session.batch_execute("COMMIT").await?;
     Ok(())
 }

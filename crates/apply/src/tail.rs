@@ -15,6 +15,8 @@ mod write;
 
 use std::sync::Arc;
 
+pub use read::CutOff;
+
 use pg::Session;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;

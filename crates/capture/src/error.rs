@@ -36,6 +36,11 @@ impl From<tokio_postgres::Error> for CaptureError {
 }
 
 impl CaptureError {
+    /// Older transactions did not end in time: after a first start that is a reason to go on waiting.
+    pub(crate) fn is_barrier_timeout(&self) -> bool {
+        matches!(self, CaptureError::Stop(problem) if problem.code == Code::BarrierTimeout)
+    }
+
     /// Whether trying again, after a while, can help.
     pub fn retry(&self) -> bool {
         match self {

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use model::{TableName, quote};
+use model::{Code, Problem, TableName, quote};
 use pg::catalog::Table;
-use plan::Plan;
 use tokio_postgres::Client;
 
-use crate::CaptureError;
 use crate::select::{Published, published};
+use crate::{CaptureError, Job};
 
 /// Their names, in this order: whole, insert only. Both always exist, so that the tail can name them.
 pub(crate) fn names(plan: &str, source: &str) -> [String; 2] {
@@ -17,12 +16,16 @@ pub(crate) fn names(plan: &str, source: &str) -> [String; 2] {
 
 /// Makes the publications publish just these tables. Says whether that changed anything: if so, the barrier must be
 /// passed again before a snapshot of a table is taken.
+///
+/// # Errors
+/// A table that is `copied` would have to be added: it has left the publication for a while, and nobody knows what was changed meanwhile.
 pub(crate) async fn publish(
     client: &Client,
-    plan: &Plan,
-    source: &str,
+    job: &Job,
     tables: &[Table],
+    copied: impl Fn(&TableName) -> bool,
 ) -> Result<bool, CaptureError> {
+    let plan = &job.plan;
     let mut wanted = [BTreeSet::new(), BTreeSet::new()];
     for table in tables {
         match published(plan, table)? {
@@ -30,19 +33,26 @@ pub(crate) async fn publish(
             Published::InsertOnly => wanted[1].insert(table.name.clone()),
         };
     }
-    let names = names(&plan.name, source);
+    let names = names(&plan.name, &job.source.name);
     // Leaves are named, never roots: with publish_via_partition_root a TRUNCATE of one leaf would be silent.
     let publish = ["insert, update, delete, truncate", "insert, truncate"];
     let mut changed = false;
     for ((name, publish), wanted) in names.iter().zip(publish).zip(&wanted) {
-        changed |= set(client, name, publish, wanted).await?;
+        changed |= set(client, name, publish, wanted, &copied).await?;
     }
     Ok(changed)
 }
 
-async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<TableName>) -> Result<bool, CaptureError> {
+async fn set(
+    client: &Client,
+    name: &str,
+    publish: &str,
+    wanted: &BTreeSet<TableName>,
+    copied: &impl Fn(&TableName) -> bool,
+) -> Result<bool, CaptureError> {
     let exists = !client.query("SELECT FROM pg_publication WHERE pubname = $1::text", &[&name]).await?.is_empty();
     if !exists {
+        unknown_since(name, wanted.iter().find(|table| copied(table)))?;
         let tables = if wanted.is_empty() { String::new() } else { format!("FOR TABLE {}", list(wanted)) };
         let statement = format!(
             "CREATE PUBLICATION {} {tables} WITH (publish = '{publish}', publish_via_partition_root = false)",
@@ -63,12 +73,27 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
         .collect();
     let missing: BTreeSet<_> = wanted.difference(&found).cloned().collect();
     let surplus: BTreeSet<_> = found.difference(wanted).cloned().collect();
+    unknown_since(name, missing.iter().find(|table| copied(table)))?;
     for (verb, tables) in [("ADD TABLE", &missing), ("DROP TABLE", &surplus)] {
         if !tables.is_empty() {
             client.batch_execute(&format!("ALTER PUBLICATION {} {verb} {}", quote::ident(name), list(tables))).await?;
         }
     }
     Ok(!missing.is_empty())
+}
+
+fn unknown_since(publication: &str, table: Option<&TableName>) -> Result<(), Problem> {
+    match table {
+        None => Ok(()),
+        Some(table) => Err(Problem::new(
+            Code::Gap,
+            format!("table {table}"),
+            format!(
+                "it has been copied, and was not in publication {publication} for a while: its changes in between are not known"
+            ),
+            "end the plan with `crossfade complete`, empty the target, and start anew",
+        )),
+    }
 }
 
 /// ONLY: a table's inheritance children are named themselves.

@@ -2,7 +2,9 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use ::log::Log;
+use std::time::Duration;
+
+use ::log::{Log, LogError};
 use model::{Backoff, Code, Header, Identity, Lsn, Oid, Problem};
 use offsets::Store;
 use pg::catalog::Table;
@@ -76,7 +78,7 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if !error.retry() || !started {
+        if !started || !(error.retry() || error.is_barrier_timeout()) {
             return Err(error.into());
         }
         let pause = backoff.after(begun.elapsed());
@@ -93,15 +95,20 @@ async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Res
     let ready = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        ready = prepare(job) => ready?,
+        ready = prepare(job, !*started) => ready?,
     };
     *started = true;
-    let Ready { running, progress, from } = ready;
+    let Ready { running, from } = ready;
     let running = Arc::new(running);
+    let (begun, holds_slot) = tokio::sync::watch::channel(false);
     // The tail ends the others when it stops; they end it when they fail.
-    let tail = tail::run(Arc::clone(&running), from, stop.clone());
+    let tail = follow(&running, from, begun, stop);
     let copy = async {
-        copy::run(&running, progress).await?;
+        // Only who holds the slot copies: two at once would number their epochs and chunks alike.
+        if holds_slot.clone().wait_for(|holds| *holds).await.is_ok() {
+            let progress = copy::progress(&job.log, &running.header).await?;
+            copy::run(&running, progress).await?;
+        }
         std::future::pending::<Result<(), CaptureError>>().await
     };
     tokio::select! {
@@ -112,20 +119,48 @@ async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Res
     }
 }
 
+/// The tail, begun again as often as the log is full: what waits for room must not cost the tables' copies their epochs.
+async fn follow(
+    running: &Arc<Running>,
+    mut from: tail::Resume,
+    begun: tokio::sync::watch::Sender<bool>,
+    stop: &CancellationToken,
+) -> Result<(), CaptureError> {
+    loop {
+        match tail::run(Arc::clone(running), from, &begun, stop).await {
+            Err(CaptureError::Log(LogError::Full)) => {
+                warn!(source = running.job.source.name, "the log is full; the tail waits until there is room");
+            }
+            other => return other,
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(FULL) => {}
+        }
+        let resume = tail::resume_point(&*running.job.log, &running.job.offsets, &running.header).await?;
+        from = tail::Resume { lsn: resume.lsn.or(from.lsn), ..resume };
+    }
+}
+
+/// How often a full log is tried again.
+const FULL: Duration = Duration::from_secs(2);
+
 struct Ready {
     running: Running,
-    progress: Progress,
     /// Where the tail goes on.
     from: tail::Resume,
 }
 
 /// Everything that comes before the first row: identity, streams, publication, slot, gap check.
-async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
+async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
     let session = pg::connect(&job.endpoint, "capture").await?;
-    if let Some(blocker) =
-        preflight(&job.plan, &job.source, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker)
-    {
-        return Err(blocker.problem.into());
+    if first {
+        // Later, what it would find may pass: a server that is not done with its restart, senders that are busy.
+        let findings = preflight(&job.plan, &job.source, &session).await?;
+        if let Some(blocker) = findings.into_iter().find(|finding| finding.severity == model::Severity::Blocker) {
+            return Err(blocker.problem.into());
+        }
     }
     let header = claim_streams(job, &session).await?;
     let progress = copy::progress(&job.log, &header).await?;
@@ -137,7 +172,8 @@ async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
 
     let tables = select::tables(&session, &job.source).await?;
     progress.check_columns(&tables)?;
-    let changed = publication::publish(&session, &job.plan, &job.source.name, &tables).await?;
+    let changed =
+        publication::publish(&session, job, &tables, |table| found.is_some() && progress.is_done(table)).await?;
     let lsn = match (&found, resume.lsn) {
         (Some(_), Some(lsn)) => lsn,
         // Nothing was logged since the slot was made, so nothing was confirmed either: it still stands at its start.
@@ -159,7 +195,6 @@ async fn prepare(job: &Job) -> Result<Ready, CaptureError> {
             tables,
             truncated: Mutex::default(),
         },
-        progress,
         from: tail::Resume { lsn: Some(lsn), ..resume },
     })
 }

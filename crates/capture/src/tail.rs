@@ -18,6 +18,7 @@ use log::{Chain, LogError, StreamName};
 use model::{Code, Heartbeat, Lsn, Problem, Record, Writer};
 use offsets::TailPosition;
 use pg::{Frame, Replication, ReplicationStream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -43,12 +44,24 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long a walsender of an earlier connection may take to notice that it is alone.
 const SLOT_BUSY: Duration = Duration::from_secs(1);
 
-/// Runs until `stop`, or an error.
-pub(crate) async fn run(running: Arc<Running>, from: Resume, stop: CancellationToken) -> Result<(), CaptureError> {
+/// Runs until `stop`, or an error. Sets `begun` once it holds the slot and the log's end.
+pub(crate) async fn run(
+    running: Arc<Running>,
+    from: Resume,
+    begun: &watch::Sender<bool>,
+    stop: &CancellationToken,
+) -> Result<(), CaptureError> {
     let start = from.lsn.unwrap_or(Lsn::ZERO);
-    let Some(stream) = connect(&running, start, &stop).await? else { return Ok(()) };
-    let mut tail = Tail::begin(&running, stream, from).await?;
-    let result = tail.follow(&stop).await;
+    let Some(stream) = connect(&running, start, stop).await? else { return Ok(()) };
+    let mut tail = match Tail::begin(&running, stream, from).await {
+        // Who had the slot before wrote on while we waited for it: look again where the log ends.
+        Err(CaptureError::Log(LogError::Conflict { .. })) => {
+            return Err(LogError::Unavailable("the log has grown since it was looked at".to_owned()).into());
+        }
+        other => other?,
+    };
+    begun.send_replace(true);
+    let result = tail.follow(stop).await;
     match result {
         Err(CaptureError::Log(LogError::Conflict { .. })) => Err(tail.conflict().await),
         other => other,

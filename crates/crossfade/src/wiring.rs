@@ -131,7 +131,13 @@ pub(crate) fn captures(plan: &Arc<Plan>, log: &Arc<dyn Log>, target: &Identity) 
 
 /// What applies the log to the target.
 pub(crate) fn applier(plan: &Arc<Plan>, log: &Arc<dyn Log>) -> Result<apply::Job, Problem> {
-    Ok(apply::Job { plan: Arc::clone(plan), endpoint: target(plan)?, log: Arc::clone(log), worker: worker() })
+    Ok(apply::Job {
+        plan: Arc::clone(plan),
+        endpoint: target(plan)?,
+        log: Arc::clone(log),
+        worker: worker(),
+        cut_off: apply::CutOff::default(),
+    })
 }
 
 /// `host:pid`.

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::checkpoint::{Advance, Checkpoint};
 use super::fold::{Op, Run};
-use super::read::{Incoming, What};
+use super::read::{CutOff, Incoming, What};
 use super::target::{Target, Targets};
 use crate::{ApplyError, Job};
 
@@ -100,6 +100,7 @@ struct Pending {
     bytes: usize,
     /// A piece of it is in a group already.
     begun: bool,
+    commit: Lsn,
 }
 
 struct Gather {
@@ -107,6 +108,7 @@ struct Gather {
     pending: HashMap<Arc<str>, Pending>,
     group: Group,
     budget: usize,
+    cut_off: CutOff,
     /// Parts that have come in and are not folded: those of one message at most.
     queue: VecDeque<(Arc<str>, Seq, Part)>,
 }
@@ -129,6 +131,7 @@ pub(super) async fn run(
         pending: HashMap::new(),
         group: Group::default(),
         budget: (job.plan.limits.memory / SHARE) as usize,
+        cut_off: job.cut_off.clone(),
         queue: VecDeque::new(),
     };
     let mut gates = 0;
@@ -212,12 +215,15 @@ impl Gather {
                 self.queue.extend(parts.into_iter().map(|part| (Arc::clone(&source), seq, part)));
                 Ok(())
             }
-            // A piece of it may be in the target's open transaction: start again from the checkpoint.
-            What::Discard if self.pending.remove(&source).is_some_and(|pending| pending.begun) => Err(
-                log::LogError::Unavailable("the capture that wrote a transaction died in the middle of it".to_owned())
-                    .into(),
-            ),
-            What::Discard => Ok(()),
+            What::Discard => match self.pending.remove(&source) {
+                // A piece of it is in the target's open transaction: start again from the checkpoint, without it.
+                Some(pending) if pending.begun => {
+                    self.cut_off.note(&source, pending.commit, seq);
+                    let why = "the capture that wrote a transaction died in the middle of it".to_owned();
+                    Err(log::LogError::Unavailable(why).into())
+                }
+                Some(_) | None => Ok(()),
+            },
         }
     }
 
@@ -226,6 +232,7 @@ impl Gather {
         if part.first {
             *pending = Pending::default();
         }
+        pending.commit = part.commit_lsn;
         pending.bytes += part.changes.iter().map(size).sum::<usize>();
         pending.changes.extend(part.changes);
         if part.end_lsn.is_none() && pending.bytes < self.budget {

@@ -1,4 +1,5 @@
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{RecordReader, StreamKind};
 use model::{Code, Lsn, Part, Problem, Record, Relation, Seq};
@@ -31,16 +32,32 @@ pub(super) async fn follow(
     let stream = job.stream(&source, StreamKind::Tail);
     let source: Arc<str> = source.into();
     let from = start(&job, &stream, &source, &checkpoint).await?;
-    let mut reader = RecordReader::open(Arc::clone(&job.log), stream, from).await?;
+    let mut reader = match RecordReader::open(Arc::clone(&job.log), stream.clone(), from).await {
+        Ok(reader) => reader,
+        Err(error) => return Err(lost(&job, &stream, &source, error).await),
+    };
+    let mut writer: Option<String> = None;
     let mut parts = Parts { source: Arc::clone(&source), applied: checkpoint.lsn, open: false };
     loop {
-        let (seq, record) = reader.next().await?;
+        let (seq, record) = match reader.next().await {
+            Ok(next) => next,
+            Err(error) => return Err(lost(&job, &stream, &source, error).await),
+        };
         let what = match record {
-            Record::Batch(batch) => {
+            Record::Batch(batch) if writer.as_ref().is_some_and(|writer| *writer != batch.writer) => {
+                // Each begins with a record of its own. This one's was not seen: the log lost its end, and was filled again behind our back.
+                return Err(
+                    log::LogError::Unavailable(format!("message {seq} is of a writer that was not announced")).into()
+                );
+            }
+            Record::Batch(mut batch) => {
+                writer.get_or_insert_with(|| batch.writer.clone());
+                batch.parts.retain(|part| !job.cut_off.has(&source, part.commit_lsn, seq));
                 let relations = batch.relations.into_iter().map(Arc::new).collect();
                 What::Parts(relations, parts.filter(batch.parts)?)
             }
-            Record::Writer(_) => {
+            Record::Writer(next) => {
+                writer = Some(next.id);
                 parts.open = false;
                 What::Discard
             }
@@ -52,8 +69,22 @@ pub(super) async fn follow(
             }
         };
         if out.send(Incoming { source: Arc::clone(&source), seq, what }).await.is_err() {
-            return Ok(());
+            // The gathering has ended; its own result says why.
+            return std::future::pending().await;
         }
+    }
+}
+
+/// A message that should be there is not. Where the log is shorter than it was, it is being filled again from the slot: worth another try
+/// from the checkpoint. Anything else is a gap.
+async fn lost(job: &Job, stream: &log::StreamName, source: &str, error: log::LogError) -> ApplyError {
+    let log::LogError::Missing { seq, .. } = &error else { return error.into() };
+    match job.log.state(stream).await {
+        Ok(Some(state)) if *seq > state.last => {
+            log::LogError::Unavailable(format!("the log is shorter than it was: {error}")).into()
+        }
+        Ok(_) => gap(source, format!("the log no longer has what the target needs next: {error}")),
+        Err(error) => error.into(),
     }
 }
 
@@ -83,6 +114,23 @@ async fn start(job: &Job, stream: &log::StreamName, source: &str, checkpoint: &C
                 checkpoint.lsn, state.first
             ),
         )),
+    }
+}
+
+/// Transactions whose parts stand in the log without an end, as far as this process has met them: their capture died, and the next one
+/// logged them anew. Too large to be held until their end, they were found out when some of their rows were in the target's open transaction.
+#[derive(Clone, Debug, Default)]
+pub struct CutOff(Arc<Mutex<HashMap<(String, Lsn), Seq>>>);
+
+impl CutOff {
+    /// The parts before message `before`, where another writer begins, are void.
+    pub(super) fn note(&self, source: &str, commit: Lsn, before: Seq) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((source.to_owned(), commit), before);
+    }
+
+    fn has(&self, source: &str, commit: Lsn, seq: Seq) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !known.is_empty() && known.get(&(source.to_owned(), commit)).is_some_and(|before| seq < *before)
     }
 }
 

@@ -37,6 +37,11 @@ impl Target {
         format!("u.c{column}::{}", self.columns[column].cast)
     }
 
+    /// Its name where rows are changed or removed.
+    fn rows_of(&self) -> String {
+        format!("{}{}", self.only, self.into.quoted())
+    }
+
     fn equal(&self, column: usize, value: &str) -> String {
         format!("t.{} {} {value}", self.name(column), self.columns[column].equals)
     }
@@ -84,7 +89,7 @@ impl Target {
 
     /// By key; of a table without one, whole rows, each as often as it is given.
     pub fn delete(&self) -> Statement {
-        let into = self.into.quoted();
+        let into = self.rows_of();
         let columns = match &self.identity {
             Identity::Key(key) => key.clone(),
             Identity::WholeRow | Identity::None => self.all(),
@@ -129,7 +134,7 @@ impl Target {
         };
         let sql = format!(
             "UPDATE {} t SET {assignments} FROM {} WHERE {}",
-            self.into.quoted(),
+            self.rows_of(),
             Self::rows(&columns),
             self.matched()
         );
@@ -157,7 +162,7 @@ impl Target {
             .iter()
             .map(|column| self.equal(*column, &format!("u.c{}::{}", offset + column, self.columns[*column].cast)))
             .collect();
-        let (into, rows, matched) = (self.into.quoted(), Self::rows(&columns), matched.join(" AND "));
+        let (into, rows, matched) = (self.rows_of(), Self::rows(&columns), matched.join(" AND "));
         let sql = if present.iter().any(|column| self.columns[*column].identity_always) {
             let all = self.all();
             let names: Vec<_> = all.iter().map(|column| self.name(*column)).collect();
@@ -175,8 +180,9 @@ impl Target {
             let taken: Vec<_> = all.iter().map(|column| format!("gone.c{column}")).collect();
             format!(
                 "WITH gone AS (DELETE FROM {into} t USING {rows} WHERE {matched} RETURNING {})
-                 INSERT INTO {into} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",
+                 INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",
                 returned.join(", "),
+                self.into.quoted(),
                 names.join(", "),
                 taken.join(", ")
             )

@@ -25,6 +25,8 @@ pub(super) enum Identity {
 pub(super) struct Target {
     /// The table here.
     pub into: TableName,
+    /// Stands before its name, so that inheritance children are left alone.
+    pub only: &'static str,
     /// Of the relation, in its order, each with its counterpart here.
     pub columns: Vec<TargetColumn>,
     pub identity: Identity,
@@ -122,7 +124,8 @@ async fn find(session: &Session, source: &str, relation: &Relation) -> Result<Op
         })?);
     }
     let bound = (into != *table).then(|| begin.partition_bound.clone());
-    Ok(Some(Target { into, columns, identity: identity(relation, &begin), copied: begin.snapshot, bound }))
+    let only = tables::only(session, &into).await?;
+    Ok(Some(Target { into, only, columns, identity: identity(relation, &begin), copied: begin.snapshot, bound }))
 }
 
 fn identity(relation: &Relation, begin: &TableBegin) -> Identity {
@@ -142,6 +145,6 @@ fn identity(relation: &Relation, begin: &TableBegin) -> Identity {
 impl Target {
     pub fn for_test(identity: Identity) -> Self {
         let into = TableName::new("public", "t");
-        Target { into, columns: Vec::new(), identity, copied: Snapshot::default(), bound: None }
+        Target { into, only: "", columns: Vec::new(), identity, copied: Snapshot::default(), bound: None }
     }
 }

@@ -148,7 +148,8 @@ impl Writer<'_> {
                 // All in one statement: tables that reference each other can only be emptied together.
                 let (whole, parts): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target.bound.is_none());
                 if !whole.is_empty() {
-                    let names: Vec<_> = whole.iter().map(|target| format!("ONLY {}", target.into.quoted())).collect();
+                    let names: Vec<_> =
+                        whole.iter().map(|target| format!("{}{}", target.only, target.into.quoted())).collect();
                     let restart = if *restart_identity { " RESTART IDENTITY" } else { "" };
                     self.session.batch_execute(&format!("TRUNCATE {}{restart}", names.join(", "))).await?;
                 }
@@ -238,7 +239,8 @@ impl Writer<'_> {
     async fn one(&mut self, target: &Target, op: &Op) -> Result<(), ApplyError> {
         match op {
             Op::Insert(new) => match self.write(&target.insert(), &[new]).await {
-                Ok(_) => Ok(()),
+                Ok(true) => Ok(()),
+                Ok(false) => Err(diverged(target, new, "an insert is swallowed by the target")),
                 Err(error) => Err(row_refused(target, new, error)),
             },
             Op::Delete(old) => match self.write(&target.delete(), &[old.tuple()]).await {

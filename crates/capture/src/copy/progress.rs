@@ -15,6 +15,8 @@ pub(crate) struct Progress {
     /// With these tables.
     dumped: BTreeSet<TableName>,
     tables: BTreeMap<TableName, (u32, bool)>,
+    /// Tables some of whose chunks the log has lost since (a power loss takes what was not synced): they are copied again.
+    lost: BTreeSet<TableName>,
     columns: BTreeMap<TableName, Vec<CopyColumn>>,
     /// What the last `CopyEnd` names.
     ended: Vec<(TableName, u32)>,
@@ -65,7 +67,12 @@ impl Progress {
         }
     }
 
-    fn take(&mut self, record: Record) {
+    /// The table's copy is complete.
+    pub fn is_done(&self, table: &TableName) -> bool {
+        self.tables.get(table).is_some_and(|(_, done)| *done)
+    }
+
+    fn take(&mut self, record: Record, chunks: Seq) {
         match record {
             Record::Schema(items) => {
                 self.schema = true;
@@ -73,18 +80,23 @@ impl Progress {
             }
             Record::TableBegin(begin) => {
                 self.tables.insert(begin.table.clone(), (begin.epoch, false));
+                self.lost.remove(&begin.table);
                 self.columns.insert(begin.table, begin.columns);
             }
             Record::TableEnd(end) => {
                 // A late end of a void epoch says nothing.
                 if let Some((_, done)) = self.tables.get_mut(&end.table).filter(|(epoch, _)| *epoch == end.epoch) {
-                    *done = true;
+                    *done = !self.lost.contains(&end.table);
                 }
             }
             Record::CopyEnd(end) => self.ended = end.tables,
+            Record::ChunkLogged(logged) => {
+                if logged.sequence > chunks {
+                    self.lost.insert(logged.table);
+                }
+            }
             Record::Header(_)
             | Record::Chunk(_)
-            | Record::ChunkLogged(_)
             | Record::Writer(_)
             | Record::Batch(_)
             | Record::Heartbeat(_)
@@ -97,13 +109,14 @@ impl Progress {
 
 /// Reads the copy stream's control records.
 pub(crate) async fn progress(log: &Arc<dyn Log>, header: &Header) -> Result<Progress, LogError> {
-    let copy = claim::streams(&header.plan, &header.source).copy;
+    let claim::Streams { copy, chunks, .. } = claim::streams(&header.plan, &header.source);
+    let chunks = log.state(&chunks).await?.map_or(Seq::ZERO, |state| state.last);
     let mut progress = Progress::default();
     let Some(last) = log.last(&copy).await? else { return Ok(progress) };
     let mut reader = RecordReader::open(Arc::clone(log), copy, Seq::ZERO.next()).await?;
     loop {
         let (seq, record) = reader.next().await?;
-        progress.take(record);
+        progress.take(record, chunks);
         if seq >= last.seq {
             return Ok(progress);
         }

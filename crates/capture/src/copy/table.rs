@@ -28,6 +28,8 @@ struct Shared {
     table: Table,
     /// Name of the exported snapshot.
     snapshot: String,
+    /// What the sessions that hold the table's lock call themselves.
+    application: String,
     /// The first block that nobody has taken yet.
     next: AtomicI64,
     /// One past the last.
@@ -44,7 +46,9 @@ pub(super) async fn copy(
     let job = &running.job;
     let leader = session(running, table).await?;
     // Only now: a snapshot older than the lock could be older than a TRUNCATE, and would read nothing.
-    let row = leader.query_one("SELECT pg_current_snapshot()::text, pg_export_snapshot()", &[]).await?;
+    let row = leader
+        .query_one("SELECT pg_current_snapshot()::text, pg_export_snapshot(), current_setting('application_name')", &[])
+        .await?;
     let snapshot: Snapshot = row.get::<_, String>(0).parse().map_err(|error: model::ParseSnapshotError| {
         Problem::new(Code::Internal, format!("table {}", table.name), error.to_string(), "report it")
     })?;
@@ -75,6 +79,7 @@ pub(super) async fn copy(
         running: Arc::clone(running),
         chunks: Arc::new(Chunks::new(Arc::clone(&job.log), streams.clone(), table.name.clone(), epoch)),
         snapshot: row.get(1),
+        application: row.get(2),
         next: AtomicI64::new(0),
         blocks: table.blocks,
         table,
@@ -167,7 +172,6 @@ async fn give_way(running: &Running, shared: &Shared) -> Result<(), CaptureError
     let session = pg::connect_read_only(&running.job.endpoint, "copy watch").await?;
     let limit = running.job.plan.limits.lock_timeout.as_secs_f64();
     let name = shared.table.name.quoted();
-    let application = format!("crossfade copy {}", running.header.plan);
     loop {
         tokio::time::sleep(LOOK).await;
         let waits = session
@@ -177,7 +181,7 @@ async fn give_way(running: &Running, shared: &Shared) -> Result<(), CaptureError
                     AND clock_timestamp() - l.waitstart > make_interval(secs => $2::float8)
                     AND EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids(l.pid)) AND a.application_name = $3::text)
                   LIMIT 1",
-                &[&name, &limit, &application],
+                &[&name, &limit, &shared.application],
             )
             .await?;
         if !waits.is_empty() {

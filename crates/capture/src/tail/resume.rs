@@ -1,6 +1,7 @@
 use log::{Log, LogError, StreamName};
 use model::{Header, Lsn, Record, Seq, Writer};
 use offsets::Store;
+use tracing::warn;
 
 use crate::{CaptureError, claim};
 
@@ -14,19 +15,21 @@ pub(crate) struct Resume {
 }
 
 /// Looks from the end of the tail stream backwards for a record that says how far it is complete: usually the last one, and
-/// no further back than the pieces of one transaction. What the offset store knows is used only where the stream still has that message.
+/// no further back than the pieces of one transaction. The offset store may know that the log has been further: it has lost its end then, and
+/// is filled again from the slot.
 pub(crate) async fn resume_point(log: &dyn Log, offsets: &Store, header: &Header) -> Result<Resume, CaptureError> {
     let tail = claim::streams(&header.plan, &header.source).tail;
     let Some(state) = log.state(&tail).await? else { return Ok(Resume::default()) };
-    let known = offsets.tail(&header.source)?.filter(|known| known.seq <= state.last && known.seq >= state.first);
     let mut seq = state.last;
     while seq >= state.first && seq > Seq::ZERO {
-        let record = record(log, &tail, seq).await?;
-        if let Some(lsn) = record.as_ref().and_then(complete) {
+        if let Some(lsn) = record(log, &tail, seq).await?.as_ref().and_then(complete) {
+            if let Some(known) = offsets.tail(&header.source)?.filter(|known| known.lsn > lsn) {
+                warn!(
+                    source = header.source,
+                    "the log ends at {lsn}, and has been at {}: reading again from the slot", known.lsn
+                );
+            }
             return Ok(Resume { last: state.last, lsn: Some(lsn) });
-        }
-        if let Some(known) = known.filter(|known| known.seq == seq && record.is_some()) {
-            return Ok(Resume { last: state.last, lsn: Some(known.lsn) });
         }
         seq = Seq(seq.0 - 1);
     }

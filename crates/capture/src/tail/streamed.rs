@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
-use model::{Batch, Change, Lsn, Part, Record, Relation, Xid};
+use model::{Batch, Change, DecodeError, Lsn, Old, Part, Record, Relation, Xid};
 use offsets::Spill;
 
 use crate::CaptureError;
@@ -49,18 +49,7 @@ impl Streamed {
 
     /// Keeps what top-level transaction `top` sent.
     pub fn push(&mut self, top: u32, item: Item) -> Result<(), CaptureError> {
-        let bytes = 64
-            + match &item {
-                Item::Relation(relation) => relation.columns.len() * 48,
-                Item::Change { change, .. } => match change {
-                    Change::Insert { new, .. } => new.bytes().len(),
-                    Change::Update { old, new, .. } => {
-                        new.bytes().len() + old.as_ref().map_or(0, |old| old.tuple().bytes().len())
-                    }
-                    Change::Delete { old, .. } => old.tuple().bytes().len(),
-                    Change::Truncate { .. } | Change::Marker(_) => 0,
-                },
-            };
+        let bytes = size(&item);
         let transaction = self.transactions.entry(top).or_default();
         transaction.items.push(item);
         transaction.bytes += bytes;
@@ -75,9 +64,12 @@ impl Streamed {
 
     fn spill(&mut self, xid: u32) -> Result<(), CaptureError> {
         if let Some(transaction) = self.transactions.get_mut(&xid) {
-            for piece in transaction.items.chunks(PIECE) {
+            let mut rest = transaction.items.as_slice();
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(piece_length(rest));
                 self.spill.put(xid, transaction.pieces, &encode(piece))?;
                 transaction.pieces += 1;
+                rest = after;
             }
             self.bytes -= transaction.bytes;
             transaction.bytes = 0;
@@ -114,7 +106,8 @@ impl Streamed {
     /// The next piece of a committed transaction, what was rolled back left out; `None` after the last.
     pub fn piece(&self, replay: &mut Replay) -> Result<Option<Vec<Item>>, CaptureError> {
         let mut items = if replay.next < replay.pieces {
-            let piece = self.spill.get(replay.xid, replay.next)?.unwrap_or_default();
+            let piece =
+                self.spill.get(replay.xid, replay.next)?.ok_or(DecodeError::Field("a spilled piece is gone"))?;
             replay.next += 1;
             decode(piece.into())?
         } else {
@@ -134,8 +127,32 @@ impl Streamed {
     }
 }
 
-/// Items of a spilled piece: read back one piece at a time.
-const PIECE: usize = 2_000;
+/// Bytes of a spilled piece, about: it is in memory several times while it is written or read back.
+const PIECE: usize = 1 << 20;
+
+/// How many of `items` make a piece; one at least.
+fn piece_length(items: &[Item]) -> usize {
+    let mut bytes = 0;
+    let fits = items.iter().take_while(|item| {
+        bytes += size(item);
+        bytes <= PIECE
+    });
+    fits.count().max(1)
+}
+
+/// What an item takes in memory, about.
+fn size(item: &Item) -> usize {
+    let old = |old: &Old| old.tuple().bytes().len();
+    64 + match item {
+        Item::Relation(relation) => relation.columns.len() * 48,
+        Item::Change { change, .. } => match change {
+            Change::Insert { new, .. } => new.bytes().len(),
+            Change::Update { old: before, new, .. } => new.bytes().len() + before.as_ref().map_or(0, old),
+            Change::Delete { old: before, .. } => old(before),
+            Change::Truncate { .. } | Change::Marker(_) => 0,
+        },
+    }
+}
 
 /// A piece on disk is a batch of the log's own format: each run of changes by one (sub)transaction is a part, and a table's definition
 /// stands in a batch before the changes that follow it. Lengths stand before each batch.
@@ -181,7 +198,7 @@ fn encode(items: &[Item]) -> Vec<u8> {
 fn decode(mut piece: Bytes) -> Result<Vec<Item>, CaptureError> {
     let mut items = Vec::new();
     while !piece.is_empty() {
-        let damaged = model::DecodeError::Field("a spilled piece ends too early");
+        let damaged = DecodeError::Field("a spilled piece ends too early");
         if piece.len() < 4 {
             return Err(damaged.into());
         }
