@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use crossfade_tests::{Crossfade, World, until};
+use serde_json::json;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -63,14 +64,19 @@ async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Resu
 async fn when_capture_is_killed_in_the_middle_of_the_copy() -> Result<()> {
     let world = World::with_nats()?;
     keyless(&world, 60_000)?;
-    let crossfade = Crossfade::new(&world.plan().identity("public.t", "full"))?;
+    let nats = world.nats.as_ref().context("a world with NATS")?;
+    // The copy does not fit into the log, so it is killed in its middle on any machine.
+    let plan = world.plan().identity("public.t", "full").log_lines("max_bytes = \"16MiB\"");
+    let crossfade = Crossfade::new(&plan)?;
     let elsewhere = crossfade.elsewhere()?;
     let mut apply = elsewhere.start(&["apply"])?;
     let target = world.target.client("app").await?;
     let mut capture = crossfade.start(&["capture"])?;
     let some = "SELECT 1 FROM crossfade.copied WHERE worker IS NOT NULL LIMIT 1";
     until("the first chunks", MINUTE, || async { Ok(target.query_opt(some, &[]).await?) }).await?;
+    until("the log to be full", MINUTE, || async { Ok(capture.log_tail().contains("full").then_some(())) }).await?;
     capture.kill9()?;
+    nats.reconfigure(&nats.stream("_CHUNKS")?, "max_bytes", json!(1 << 30))?;
     ensure!(
         world.at_target("SELECT chunks IS NULL FROM crossfade.tables")? == "t",
         "the copy was complete: nothing is tested"

@@ -90,6 +90,11 @@ async fn it_gives_way_after_the_limit_and_starts_the_table_again() -> Result<()>
         .await?;
     // Nothing but the copy's giving way lets it through.
     tokio::time::timeout(Duration::from_secs(10), truncate).await.context("the copy does not give way")???;
+    ensure!(
+        halted.run.log_tail().contains("gave way"),
+        "the lock was let go for another reason: {}",
+        halted.run.log_tail()
+    );
     halted.go_on()?;
     halted.ends_equal("1000", &["2", "3"]).await
 }
