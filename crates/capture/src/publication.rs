@@ -36,23 +36,20 @@ pub(crate) async fn publish(
     let names = names(&plan.name, &job.source.name);
     // Leaves are named, never roots: with publish_via_partition_root a TRUNCATE of one leaf would be silent.
     let publish = ["insert, update, delete, truncate", "insert, truncate"];
+    // All of it before any is changed: a table that moves from one to the other must not be left in neither.
+    for (name, wanted) in names.iter().zip(&wanted) {
+        let found = published_by(client, name).await?.unwrap_or_default();
+        unknown_since(name, wanted.difference(&found).find(|table| copied(table)))?;
+    }
     let mut changed = false;
     for ((name, publish), wanted) in names.iter().zip(publish).zip(&wanted) {
-        changed |= set(client, name, publish, wanted, &copied).await?;
+        changed |= set(client, name, publish, wanted).await?;
     }
     Ok(changed)
 }
 
-async fn set(
-    client: &Client,
-    name: &str,
-    publish: &str,
-    wanted: &BTreeSet<TableName>,
-    copied: &impl Fn(&TableName) -> bool,
-) -> Result<bool, CaptureError> {
-    let exists = !client.query("SELECT FROM pg_publication WHERE pubname = $1::text", &[&name]).await?.is_empty();
-    if !exists {
-        unknown_since(name, wanted.iter().find(|table| copied(table)))?;
+async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<TableName>) -> Result<bool, CaptureError> {
+    let Some(found) = published_by(client, name).await? else {
         let tables = if wanted.is_empty() { String::new() } else { format!("FOR TABLE {}", list(wanted)) };
         let statement = format!(
             "CREATE PUBLICATION {} {tables} WITH (publish = '{publish}', publish_via_partition_root = false)",
@@ -60,26 +57,31 @@ async fn set(
         );
         client.batch_execute(&statement).await?;
         return Ok(true);
-    }
-    let found: BTreeSet<TableName> = client
-        .query(
-            "SELECT n.nspname::text, c.relname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
-               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1::text",
-            &[&name],
-        )
-        .await?
-        .iter()
-        .map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)))
-        .collect();
+    };
     let missing: BTreeSet<_> = wanted.difference(&found).cloned().collect();
     let surplus: BTreeSet<_> = found.difference(wanted).cloned().collect();
-    unknown_since(name, missing.iter().find(|table| copied(table)))?;
     for (verb, tables) in [("ADD TABLE", &missing), ("DROP TABLE", &surplus)] {
         if !tables.is_empty() {
             client.batch_execute(&format!("ALTER PUBLICATION {} {verb} {}", quote::ident(name), list(tables))).await?;
         }
     }
     Ok(!missing.is_empty())
+}
+
+/// The tables of a publication; `None` if there is no such one.
+async fn published_by(client: &Client, name: &str) -> Result<Option<BTreeSet<TableName>>, CaptureError> {
+    if client.query("SELECT FROM pg_publication WHERE pubname = $1::text", &[&name]).await?.is_empty() {
+        return Ok(None);
+    }
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1::text",
+            &[&name],
+        )
+        .await?;
+    let tables = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+    Ok(Some(tables.collect()))
 }
 
 fn unknown_since(publication: &str, table: Option<&TableName>) -> Result<(), Problem> {
