@@ -33,12 +33,14 @@ async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Resu
     // What it has not claimed yet; the rest of the table is still coming.
     let more = "SELECT 1 FROM crossfade.copied HAVING count(*) >= 6";
     until("more chunks", MINUTE, || async { Ok(observer.query_opt(more, &[]).await?) }).await?;
-    // The next epoch begins when these are in, and is not visible yet when the worker claims the next ones.
+    // The next epoch is announced and begins, as by the one who follows the control records, when these are in; it is not visible yet
+    // when the worker claims the next ones.
     let next = world.target.client("app").await?;
     let pid: i32 = next.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let beginning = tokio::spawn(async move {
         next.batch_execute(
-            "BEGIN; SELECT FROM crossfade.tables FOR UPDATE; UPDATE crossfade.tables SET epoch = 2; TRUNCATE t",
+            "BEGIN; UPDATE crossfade.tables SET next_epoch = 2; SELECT FROM crossfade.tables FOR UPDATE;
+             UPDATE crossfade.tables SET epoch = 2, next_epoch = NULL; TRUNCATE t",
         )
         .await?;
         anyhow::Ok(next)

@@ -90,10 +90,18 @@ async fn copy(
 ) -> Result<(), ApplyError> {
     // Held to the end of the transaction: a new epoch (FOR UPDATE) waits for it, and finds the rows to empty. Not more than KEY SHARE:
     // noting that the copy is complete in the log need not wait.
+    session
+        .execute(
+            "SELECT FROM crossfade.tables WHERE source = $1::text AND schema = $2::text AND name = $3::text FOR KEY SHARE",
+            &[source, &table.schema, &table.name],
+        )
+        .await?;
+    // Read by a statement of its own: an epoch that began while that one waited is an update of no key, so it returned the row as
+    // it had been before.
     let row = session
         .query_opt(
             "SELECT begin, into_schema, into_name FROM crossfade.tables
-              WHERE source = $1::text AND schema = $2::text AND name = $3::text AND epoch = $4 FOR KEY SHARE",
+              WHERE source = $1::text AND schema = $2::text AND name = $3::text AND epoch = $4",
             &[source, &table.schema, &table.name, epoch],
         )
         .await?;

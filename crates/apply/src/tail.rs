@@ -5,6 +5,7 @@
 //! checkpoint in the same transaction.
 
 mod checkpoint;
+mod copy_text;
 mod fold;
 mod gather;
 mod read;

@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the whole life of one source: claim the streams ([`claim`]), publish the tables ([`publication`]), make
 //! the slot ([`slot`]) and pass the [`barrier`]; then [`copy`] and [`tail`] go on side by side, while [`watch`] looks at the
-//! catalogs for what the tail does not say. [`schema`] is what pg_dump says, [`preflight`] what must be right before
+//! catalogs for what the tail does not say. [`schema`] is what pg_dump says ([`left_out`]: what it is not to say), [`preflight`] what must be right before
 //! anything is changed, [`remove`] takes everything away again.
 //!
 //! Knows nothing of the target but its identity, and never writes to a table of the source.
@@ -11,6 +11,7 @@ mod barrier;
 mod claim;
 mod copy;
 mod error;
+mod left_out;
 mod marker;
 mod preflight;
 mod publication;

@@ -8,10 +8,11 @@ use model::{Code, Problem, SchemaItem, TableName};
 use pg::Session;
 use tokio::process::Command;
 
+use crate::CaptureError;
+use crate::left_out::LeftOut;
 use crate::run::Running;
-use crate::{CaptureError, select};
 
-/// Dumps the schema: all of it but tables that the plan leaves out, or, with `only`, just these tables.
+/// Dumps the schema: all of it but what the plan leaves out, or, with `only`, just these tables.
 pub(crate) async fn dump(
     running: &Running,
     session: &Session,
@@ -21,13 +22,12 @@ pub(crate) async fn dump(
     let program = pg_dump(version / 10_000)?;
     let mut arguments =
         vec!["--schema-only".to_owned(), "--no-publications".to_owned(), "--no-subscriptions".to_owned()];
+    let left_out = LeftOut::find(session, &running.job.source).await?;
     match only {
         Some(tables) => arguments.extend(tables.iter().map(|table| format!("--table={}", table.quoted()))),
         None => {
             arguments.push("--exclude-schema=crossfade".to_owned());
-            arguments.extend(
-                left_out(running, session).await?.iter().map(|table| format!("--exclude-table={}", table.quoted())),
-            );
+            arguments.extend(left_out.relations.iter().map(|table| format!("--exclude-table={}", table.quoted())));
         }
     }
     let (before, after) = tokio::try_join!(
@@ -37,6 +37,7 @@ pub(crate) async fn dump(
     let tables = owners(session).await?;
     let mut items = entries(&before, false);
     items.extend(entries(&after, true));
+    items.retain(|item| !left_out.has(item));
     if only.is_some() {
         // Its root has keys and indexes by now, and attaching it would make them for it; its own are taken over if they come first.
         let (attach, rest): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.kind == "TABLE ATTACH");
@@ -86,34 +87,6 @@ async fn owners(session: &Session) -> Result<HashMap<(String, &'static str, Stri
             ((table.schema.clone(), class, row.get(3)), table)
         })
         .collect())
-}
-
-/// Tables that the plan does not select, partitioned ones included where none of their partitions is selected.
-async fn left_out(running: &Running, session: &Session) -> Result<Vec<TableName>, CaptureError> {
-    let source = &running.job.source;
-    let selected = select::tables(session, source).await?;
-    let rows = session
-        .query(
-            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', rn.nspname::text, r.relname::text
-               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-               LEFT JOIN pg_class r ON c.relispartition AND r.oid = pg_partition_root(c.oid) LEFT JOIN pg_namespace rn ON rn.oid = r.relnamespace
-              WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'crossfade')",
-            &[],
-        )
-        .await?;
-    let mut out = Vec::new();
-    for row in rows {
-        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let root = row.get::<_, Option<String>>(3).map(|schema| TableName::new(schema, row.get::<_, String>(4)));
-        let partitioned: bool = row.get(2);
-        let top = root.as_ref().unwrap_or(&name);
-        let keep = select::selects(source, &name, root.as_ref())
-            || (partitioned && selected.iter().any(|table| table.root.as_ref() == Some(top)));
-        if !keep {
-            out.push(name);
-        }
-    }
-    Ok(out)
 }
 
 async fn run(running: &Running, program: &Path, arguments: &[String], section: &str) -> Result<String, CaptureError> {

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -90,6 +91,20 @@ impl Transport {
             Transport::Tcp(_) | Transport::Socket(_) => None,
             Transport::Tls(stream) => tls::end_point_hash(stream.get_ref().1.peer_certificates()?.first()?),
         }
+    }
+
+    /// From now on the socket counts as readable with so many unread bytes only (or at its end); one that has them already does
+    /// so at once. Where the system has no such option, every byte wakes, as before.
+    #[allow(unsafe_code)]
+    pub(crate) fn wake_at(&self, bytes: i32) {
+        let socket = match self {
+            Transport::Tcp(stream) => stream.as_raw_fd(),
+            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+            Transport::Socket(_) => return,
+        };
+        let size = size_of_val(&bytes) as libc::socklen_t;
+        // SAFETY: the socket is open as long as `self` owns it, and the kernel reads `size` bytes, which is what `bytes` has.
+        unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const bytes).cast(), size) };
     }
 
     /// Gives up on unacknowledged bytes after a minute, as on a silent peer. Only for connections whose other end

@@ -2,6 +2,7 @@
 //! two texts that are equal to the type (1.0 and 1.00) are never mixed up.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -66,34 +67,12 @@ impl Run {
 
     /// Adds a change that is no move.
     pub fn push(&mut self, op: Op) {
-        let target = Arc::clone(&self.target);
-        match &target.identity {
-            Identity::Key(key) => self.keyed(&op, key),
+        match &self.target.identity {
+            Identity::Key(key) => self.broken |= !keyed(&mut self.nets, &op, key),
             Identity::WholeRow => self.whole(&op),
             Identity::None => self.broken |= !matches!(op, Op::Insert(_)),
         }
         self.ops.push(op);
-    }
-
-    fn keyed(&mut self, op: &Op, key: &[usize]) {
-        use std::collections::hash_map::Entry;
-        let (of, next) = match op {
-            Op::Insert(new) => (new, Net::Insert(new.clone())),
-            Op::Update { new, .. } => (new, Net::Update(new.clone())),
-            Op::Delete(old) => (old.tuple(), Net::Delete(old.tuple().clone())),
-        };
-        match self.nets.entry(key_of(of, key)) {
-            Entry::Vacant(entry) => {
-                entry.insert(next);
-            }
-            Entry::Occupied(mut entry) => {
-                let before = std::mem::replace(entry.get_mut(), Net::Nothing);
-                match fold(before, next) {
-                    Some(net) => *entry.get_mut() = net,
-                    None => self.broken = true,
-                }
-            }
-        }
     }
 
     fn whole(&mut self, op: &Op) {
@@ -141,6 +120,28 @@ impl Run {
         }
         out
     }
+}
+
+/// Adds a change of the row with its key; says whether it can follow what came before.
+fn keyed(nets: &mut HashMap<Bytes, Net>, op: &Op, key: &[usize]) -> bool {
+    let (of, next) = match op {
+        Op::Insert(new) => (new, Net::Insert(new.clone())),
+        Op::Update { new, .. } => (new, Net::Update(new.clone())),
+        Op::Delete(old) => (old.tuple(), Net::Delete(old.tuple().clone())),
+    };
+    match nets.entry(key_of(of, key)) {
+        Entry::Vacant(entry) => {
+            entry.insert(next);
+        }
+        Entry::Occupied(mut entry) => {
+            let before = std::mem::replace(entry.get_mut(), Net::Nothing);
+            match fold(before, next) {
+                Some(net) => *entry.get_mut() = net,
+                None => return false,
+            }
+        }
+    }
+    true
 }
 
 /// What two changes of one row are together; `None` if the second cannot follow the first.

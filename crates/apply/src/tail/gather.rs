@@ -87,9 +87,15 @@ impl Group {
         self.ops >= OPS || self.bytes >= budget || self.has_gate()
     }
 
-    /// A table's copy has to be in before the tail goes on.
+    /// Markers of tables whose copies have to be in before the tail goes on, and their sources.
+    pub fn gates(&self) -> impl Iterator<Item = (&Arc<str>, &Marker)> {
+        let copies = self.markers.iter().filter(|(_, _, marker)| marker.kind == MarkerKind::Copy);
+        copies.map(|(source, _, marker)| (source, marker))
+    }
+
+    /// Whether there is one.
     pub fn has_gate(&self) -> bool {
-        self.markers.iter().any(|(_, _, marker)| marker.kind == MarkerKind::Copy)
+        self.gates().next().is_some()
     }
 }
 
@@ -101,6 +107,12 @@ struct Pending {
     /// A piece of it is in a group already.
     begun: bool,
     commit: Lsn,
+}
+
+/// The epoch and the table that a copy's marker announces.
+pub(super) fn copied_table(marker: &str) -> (i32, &str) {
+    let (epoch, table) = marker.split_once(' ').unwrap_or(("0", marker));
+    (epoch.parse().unwrap_or(0), table)
 }
 
 struct Gather {
@@ -146,16 +158,18 @@ pub(super) async fn run(
             permit = groups.reserve(), if !gather.group.is_empty() => {
                 let Ok(permit) = permit else { return Ok(()) };
                 let group = std::mem::take(&mut gather.group);
-                let gated = group.has_gate();
+                let gated: Vec<_> = group.gates().map(|(source, marker)| (Arc::clone(source), marker.id.clone())).collect();
                 permit.send(group);
-                if gated {
+                if !gated.is_empty() {
                     // What a table's changes mean depends on the copy that is being waited for.
                     gates += 1;
                     if gate.wait_for(|passed| *passed >= gates).await.is_err() {
                         return Ok(());
                     }
-                    for targets in gather.targets.values_mut() {
-                        targets.refresh().await?;
+                    for (source, marker) in &gated {
+                        if let Some(targets) = gather.targets.get_mut(source) {
+                            targets.refresh(copied_table(marker).1).await?;
+                        }
                     }
                 }
             }

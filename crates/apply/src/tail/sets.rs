@@ -17,10 +17,13 @@ impl Statement {
     pub fn arrays<'a>(&self, rows: &[&'a Tuple]) -> Vec<TextArray<'a>> {
         let mut arrays: Vec<TextArray<'a>> =
             self.columns.iter().map(|_| TextArray(Vec::with_capacity(rows.len()))).collect();
+        let last = self.columns.iter().max().map_or(0, |last| last + 1);
+        let mut cells: Vec<Option<&'a [u8]>> = Vec::with_capacity(last);
         for row in rows {
-            let cells: Vec<Cell<'a>> = row.cells().collect();
+            cells.clear();
+            cells.extend(row.cells().take(last).map(Cell::text));
             for (array, column) in arrays.iter_mut().zip(&self.columns) {
-                array.0.push(cells.get(*column).and_then(|cell| cell.text()));
+                array.0.push(cells.get(*column).copied().flatten());
             }
         }
         arrays
@@ -85,6 +88,12 @@ impl Target {
             )
         };
         Statement { sql, columns }
+    }
+
+    /// The same for [`copy_text`](super::copy_text); `None` for a table without columns, which COPY does not fill.
+    pub fn copy(&self) -> Option<String> {
+        let names = quote::idents(self.columns.iter().map(|column| column.name.as_str()));
+        (!names.is_empty()).then(|| format!("COPY {} ({names}) FROM STDIN", self.into.quoted()))
     }
 
     /// By key; of a table without one, whole rows, each as often as it is given.

@@ -48,9 +48,9 @@ impl Targets {
         Targets { source, session, known: HashMap::new() }
     }
 
-    /// A table's epoch has changed: looks everything up again.
-    pub async fn refresh(&mut self) -> Result<(), ApplyError> {
-        for (relation, target) in self.known.values_mut() {
+    /// A table's epoch has changed: looks it up again.
+    pub async fn refresh(&mut self, table: &str) -> Result<(), ApplyError> {
+        for (relation, target) in self.known.values_mut().filter(|(relation, _)| relation.table.to_string() == table) {
             *target = find(&self.session, &self.source, relation).await?.map(Arc::new);
         }
         Ok(())

@@ -3,9 +3,10 @@ use std::collections::BTreeSet;
 use model::{Code, Finding, TableName, quote};
 use pg::Session;
 use pg::catalog::Table;
-use plan::{Plan, Source};
+use plan::{Plan, SchemaMode, Source};
 
 use super::server::Role;
+use crate::left_out::LeftOut;
 use crate::{CaptureError, select};
 
 /// Looks at the tables that the plan selects, and at what it selects and cannot carry.
@@ -43,6 +44,9 @@ pub(super) async fn look(
     }
     findings.extend(indexes(session, selected).await?);
     findings.extend(not_carried(source, session).await?);
+    if plan.target.schema == SchemaMode::Clone {
+        findings.extend(LeftOut::find(session, source).await?.findings());
+    }
     Ok(findings)
 }
 

@@ -138,22 +138,23 @@ impl Assembler {
     }
 
     fn put(&self, change: Change, out: &mut Packer) -> Result<(), CaptureError> {
-        let ids: &[Oid] = match &change {
-            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
-                std::slice::from_ref(relation)
-            }
-            Change::Truncate { relations, .. } => relations,
-            Change::Marker(_) => &[],
+        let named = |id: &Oid| {
+            self.relations.get(id).ok_or_else(|| internal("a change to a table that was not described"))
         };
-        let mut named = Vec::with_capacity(ids.len());
-        for id in ids {
-            named.push(self.relations.get(id).ok_or_else(|| internal("a change to a table that was not described"))?);
+        match &change {
+            Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
+                out.describe(named(relation)?);
+            }
+            Change::Truncate { relations, .. } => {
+                for relation in relations {
+                    out.describe(named(relation)?);
+                }
+                // Only now: a streamed transaction's may come long before its commit, or be rolled back.
+                self.running.note_truncate(relations);
+            }
+            Change::Marker(_) => {}
         }
-        if let Change::Truncate { relations, .. } = &change {
-            // Only now: a streamed transaction's may come long before its commit, or be rolled back.
-            self.running.note_truncate(relations);
-        }
-        out.change(change.clone(), named.into_iter());
+        out.change(change);
         Ok(())
     }
 

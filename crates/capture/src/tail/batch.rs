@@ -43,14 +43,16 @@ impl Packer {
         self.open = true;
     }
 
-    /// A change of it; `relations` are the tables that it names.
-    pub fn change<'a>(&mut self, change: Change, relations: impl Iterator<Item = &'a Relation>) {
-        for relation in relations {
-            if self.known.insert(relation.id) {
-                self.bytes += relation.columns.iter().map(|column| column.name.len() + COLUMN).sum::<usize>();
-                self.batch.relations.push(relation.clone());
-            }
+    /// Describes a table that the next change names, once a batch.
+    pub fn describe(&mut self, relation: &Relation) {
+        if self.known.insert(relation.id) {
+            self.bytes += relation.columns.iter().map(|column| column.name.len() + COLUMN).sum::<usize>();
+            self.batch.relations.push(relation.clone());
         }
+    }
+
+    /// A change of the transaction.
+    pub fn change(&mut self, change: Change) {
         self.bytes += size(&change);
         self.urgent |= matches!(change, Change::Marker(_));
         if let Some(part) = self.batch.parts.last_mut() {
@@ -158,7 +160,7 @@ mod tests {
         let mut packer = Packer::new("w".into(), 1 << 20);
         for n in 1..=3 {
             packer.begin(Xid(n), Lsn(n * 10), 0);
-            packer.change(insert(10), std::iter::empty());
+            packer.change(insert(10));
             if n < 3 {
                 packer.commit(Lsn(n * 10 + 5));
             }
@@ -183,7 +185,8 @@ mod tests {
         for open in [false, true] {
             let mut packer = Packer::new("w".into(), 1 << 20);
             packer.begin(Xid(1), Lsn(10), 0);
-            packer.change(insert(1), [&relation("old")].into_iter());
+            packer.describe(&relation("old"));
+            packer.change(insert(1));
             if !open {
                 packer.commit(Lsn(15));
             }
@@ -191,7 +194,8 @@ mod tests {
             if !open {
                 packer.begin(Xid(2), Lsn(20), 0);
             }
-            packer.change(insert(1), [&relation("new")].into_iter());
+            packer.describe(&relation("new"));
+            packer.change(insert(1));
             packer.commit(Lsn(25));
             packer.close();
             let described: Vec<_> =
@@ -205,7 +209,7 @@ mod tests {
         let mut packer = Packer::new("w".into(), 1 << 20);
         packer.begin(Xid(1), Lsn(10), 0);
         for _ in 0..10 {
-            packer.change(insert(100_000), std::iter::empty());
+            packer.change(insert(100_000));
         }
         packer.commit(Lsn(15));
         packer.close();

@@ -185,14 +185,20 @@ impl Pump {
                     _ => return Ok(()),
                 },
                 // 5. Reading has rested.
-                () = rest(rest_until), if rest_until.is_some() && waiting.is_none() => rest_until = None,
+                () = rest(rest_until), if rest_until.is_some() && waiting.is_none() => {
+                    rest_until = None;
+                    self.wire.transport.wake_at(1);
+                }
                 // 6. There is something to read.
                 read = self.wire.transport.read_buf(&mut self.wire.incoming), if waiting.is_none() && rest_until.is_none() => {
                     let read = read?;
                     if read == 0 {
                         return Err(PgError::closed("the server closed the connection"));
                     }
-                    rest_until = (read < READ_BYTES / 4).then(|| Instant::now() + REST);
+                    if read < READ_BYTES / 4 {
+                        rest_until = Some(Instant::now() + REST);
+                        self.wire.transport.wake_at(READ_BYTES as i32 / 4);
+                    }
                     waiting = self.take().await?;
                 }
             }
