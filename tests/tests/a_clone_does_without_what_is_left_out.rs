@@ -25,7 +25,9 @@ async fn foreign_keys_and_views_go_with_the_table() -> Result<()> {
     let survey = crossfade.run(&["survey", "--json"]).await?;
     ensure!(survey.status.code() == Some(0), "a warning is no blocker: {survey:?}");
     let text = survey.json()?.to_string();
-    for named in ["foreign key kept_secret_fkey of table public.kept", "view public.hidden\"", "view public.hidden_too\""] {
+    for named in
+        ["foreign key kept_secret_fkey of table public.kept", "view public.hidden\"", "view public.hidden_too\""]
+    {
         ensure!(text.contains(named), "{named} expected: {text}");
     }
     ensure!(!text.contains("kept_owner_fkey") && !text.contains("view public.shown"), "{text}");

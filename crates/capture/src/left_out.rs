@@ -38,11 +38,11 @@ impl LeftOut {
                 &[&oids],
             )
             .await?;
-        let name = |row: &tokio_postgres::Row, at: usize| TableName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1));
-        let keys = rows
-            .iter()
-            .map(|row| Key { table: name(row, 0), name: row.get(2), references: name(row, 3) })
-            .collect();
+        let name = |row: &tokio_postgres::Row, at: usize| {
+            TableName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1))
+        };
+        let keys =
+            rows.iter().map(|row| Key { table: name(row, 0), name: row.get(2), references: name(row, 3) }).collect();
         let rows = session
             .query(
                 "WITH RECURSIVE gone AS (
@@ -65,16 +65,18 @@ impl LeftOut {
     /// Whether this entry of the dump is a foreign key to a table that is not there.
     pub fn has(&self, item: &SchemaItem) -> bool {
         item.kind == "FK CONSTRAINT"
-            && self.keys.iter().any(|key| {
-                item.schema == key.table.schema && item.name == format!("{} {}", key.table.name, key.name)
-            })
+            && self
+                .keys
+                .iter()
+                .any(|key| item.schema == key.table.schema && item.name == format!("{} {}", key.table.name, key.name))
     }
 
     /// What people should know before they start.
     pub fn findings(&self) -> Vec<Finding> {
         let next = |table: &TableName| format!("add \"{table}\" to the source's `tables`, or leave it so");
         let keys = self.keys.iter().map(|key| {
-            let why = format!("it references {}, which the plan leaves out: the target is built without it", key.references);
+            let why =
+                format!("it references {}, which the plan leaves out: the target is built without it", key.references);
             Finding::warning(
                 Code::NotCarried,
                 format!("foreign key {} of table {}", key.name, key.table),

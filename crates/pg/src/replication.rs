@@ -10,7 +10,7 @@ mod stream;
 mod wire;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::{Lsn, quote};
 
@@ -25,6 +25,9 @@ pub use stream::ReplicationStream;
 
 /// The oldest server whose pgoutput streams transactions in progress and carries logical messages.
 const OLDEST: u32 = 140_000;
+
+/// A server that answers a query within this time is near: 64 KiB a round trip are more than it can decode.
+const NEAR: Duration = Duration::from_millis(1);
 
 /// From this version on a slot can be made to follow a failover.
 const FAILOVER: u32 = 170_000;
@@ -155,7 +158,11 @@ impl Replication {
         publications: &[String],
         protocol: ProtocolVersion,
     ) -> Result<ReplicationStream, PgError> {
+        let asked = Instant::now();
         let every = self.status_interval().await?;
+        if asked.elapsed() < NEAR {
+            self.wire.transport.keep_little_under_way();
+        }
         let publications = quote::idents(publications.iter().map(String::as_str));
         let sql = format!(
             "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '{}', publication_names {}, \

@@ -138,9 +138,8 @@ impl Assembler {
     }
 
     fn put(&self, change: Change, out: &mut Packer) -> Result<(), CaptureError> {
-        let named = |id: &Oid| {
-            self.relations.get(id).ok_or_else(|| internal("a change to a table that was not described"))
-        };
+        let named =
+            |id: &Oid| self.relations.get(id).ok_or_else(|| internal("a change to a table that was not described"));
         match &change {
             Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
                 out.describe(named(relation)?);

@@ -26,7 +26,13 @@ const READ_BYTES: usize = 256 << 10;
 
 /// How long reading rests after a read that brought little. The server sends every change by itself; read as they come, each costs
 /// both sides a system call and a wake-up, which under load is more than all other work on it.
-const REST: Duration = Duration::from_millis(1);
+const REST: Duration = Duration::from_millis(3);
+
+/// What may wake us while reading rests; the system takes it for a request to make room for as much, so it is not larger.
+const WAKE_AT: i32 = 64 << 10;
+
+/// What is little: less than a server near to us has ready when it sends faster than we read.
+const LITTLE: usize = 16 << 10;
 
 /// A server that is about to stop asks again as soon as it has been answered, until all of its WAL is confirmed: so a log
 /// that confirms minutes later would keep it from stopping. Running, it asks at most once between two of our reports, as
@@ -195,9 +201,9 @@ impl Pump {
                     if read == 0 {
                         return Err(PgError::closed("the server closed the connection"));
                     }
-                    if read < READ_BYTES / 4 {
+                    if read < LITTLE {
                         rest_until = Some(Instant::now() + REST);
-                        self.wire.transport.wake_at(READ_BYTES as i32 / 4);
+                        self.wire.transport.wake_at(WAKE_AT);
                     }
                     waiting = self.take().await?;
                 }
