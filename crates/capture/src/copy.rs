@@ -8,6 +8,7 @@ mod progress;
 mod table;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use log::Log;
@@ -84,26 +85,25 @@ async fn copy_all(
             let Some((table, epoch)) = queue.pop_front() else { break };
             let (running, permits) = (Arc::clone(running), Arc::clone(&permits));
             copies.spawn(async move {
-                let result = table::copy(&running, &table, epoch, permits).await;
-                (table, epoch, result)
+                let begun = AtomicBool::new(false);
+                let result = table::copy(&running, &table, epoch, permits, &begun).await;
+                (table, epoch, begun.into_inner(), result)
             });
         }
         let Some(finished) = copies.join_next().await else { return Ok(done) };
-        let (table, epoch, result) = finished.map_err(panicked)?;
+        let (table, epoch, begun, result) = finished.map_err(panicked)?;
         match result {
             Ok(()) => done.push((table.name, epoch)),
             Err(error @ CaptureError::GaveWay(_)) => {
                 warn!("{error}; its copy starts over");
                 tokio::time::sleep(REST).await;
-                marker::emit(
-                    session,
-                    &running.header.nonce,
-                    MarkerKind::Copy,
-                    &marker::copy_id(&table.name, epoch + 1),
-                )
-                .await?;
+                // An epoch that the log does not know is tried again. After a crash it would be, too; a marker of a later one would be waited for
+                // in vain.
+                let epoch = if begun { epoch + 1 } else { epoch };
+                let id = marker::copy_id(&table.name, epoch);
+                marker::emit(session, &running.header.nonce, MarkerKind::Copy, &id).await?;
                 barrier::pass(session, running.job.plan.limits.barrier_timeout).await?;
-                queue.push_back((table, epoch + 1));
+                queue.push_back((table, epoch));
             }
             Err(error) => return Err(error),
         }

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -36,12 +36,13 @@ struct Shared {
     blocks: i64,
 }
 
-/// Copies one table under one snapshot.
+/// Copies one table under one snapshot. Sets `begun` once the log may know of this epoch.
 pub(super) async fn copy(
     running: &Arc<Running>,
     table: &Table,
     epoch: u32,
     permits: Arc<Semaphore>,
+    begun: &AtomicBool,
 ) -> Result<(), CaptureError> {
     let job = &running.job;
     let leader = session(running, table).await?;
@@ -73,6 +74,7 @@ pub(super) async fn copy(
         bytes_estimated: table.bytes,
         marker: marker::copy_id(&table.name, epoch),
     };
+    begun.store(true, Ordering::Relaxed);
     log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;
 
     let shared = Arc::new(Shared {
