@@ -39,7 +39,10 @@ pub(crate) async fn run(
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        result = start(job, session, lease) => result?,
+        result = async {
+            start(job, session, lease).await?;
+            write::gates(job, session, lease).await
+        } => result?,
     }
     let checkpoints = checkpoint::load(session).await?;
     // One group is written while the next is gathered.

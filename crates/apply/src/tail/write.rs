@@ -98,6 +98,22 @@ fn at_commit(error: ApplyError, group: &Group) -> ApplyError {
 
 const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, and start again; nothing was skipped";
 
+/// Waits at the gates that the tail is past by its checkpoint: who stood there died before the copy was in. Behind them the tail must not go
+/// on: changes of a table whose epoch has not begun would be dropped, and others would not find their rows.
+pub(super) async fn gates(job: &Job, session: &Session, lease: Lease) -> Result<(), ApplyError> {
+    let query = format!(
+        "SELECT m.source, m.id FROM crossfade.marker m WHERE m.id ~ '^[0-9]+ ' AND NOT EXISTS (
+            SELECT FROM crossfade.tables t WHERE t.source = m.source AND t.schema || '.' || t.name = substr(m.id, strpos(m.id, ' ') + 1)
+               AND t.epoch >= split_part(m.id, ' ', 1)::int AND {} AND {}) ORDER BY m.lsn",
+        tables::COPIED,
+        tables::BUILT
+    );
+    for row in session.query(&query, &[]).await? {
+        gate(job, session, lease, row.get(0), row.get(1)).await?;
+    }
+    Ok(())
+}
+
 /// Waits until the copy that `marker` announced, or a later one of the same table, is in.
 async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: &str) -> Result<(), ApplyError> {
     let (epoch, table) = marker.split_once(' ').unwrap_or(("0", marker));
