@@ -85,7 +85,19 @@ impl Lease {
     /// # Errors
     /// Somebody has taken it.
     pub async fn begin(self, session: &Session) -> Result<(), ApplyError> {
-        let query = format!("BEGIN; SELECT 1 FROM crossfade.lease WHERE token = {} FOR SHARE", self.token);
+        self.lock(session, "SHARE").await
+    }
+
+    /// The same, for what locks tables as the tail does, but in another order: no other transaction that holds the lease is open beside it.
+    ///
+    /// # Errors
+    /// Somebody has taken it.
+    pub async fn begin_alone(self, session: &Session) -> Result<(), ApplyError> {
+        self.lock(session, "UPDATE").await
+    }
+
+    async fn lock(self, session: &Session, mode: &str) -> Result<(), ApplyError> {
+        let query = format!("BEGIN; SELECT 1 FROM crossfade.lease WHERE token = {} FOR {mode}", self.token);
         let messages = session.simple_query(&query).await?;
         if messages.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))) {
             return Ok(());

@@ -180,7 +180,7 @@ async fn foreign(session: &Session, lease: Lease, item: &Item) -> Result<(), App
         _ => false,
     };
     let (Some(table), true) = (&item.table, plain && !item.sql.contains("NOT VALID")) else {
-        lease.begin(session).await?;
+        lease.begin_alone(session).await?;
         execute(session, item).await?;
         session.batch_execute("COMMIT").await?;
         return Ok(());
@@ -195,7 +195,7 @@ async fn foreign(session: &Session, lease: Lease, item: &Item) -> Result<(), App
         .await?;
     if there.is_none() {
         let add = format!("{} NOT VALID", item.sql.trim_end().trim_end_matches(';'));
-        lease.begin(session).await?;
+        lease.begin_alone(session).await?;
         session.batch_execute(&add).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
         session.batch_execute("COMMIT").await?;
     }
