@@ -68,6 +68,7 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
             &[&token],
         )
         .await?;
+    model::failpoint!("holder_ended");
     let taken = session
         .execute(
             "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(),
@@ -76,6 +77,7 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
             &[&worker, &token],
         )
         .await?;
+    model::failpoint!("lease_taken");
     Ok((taken == 1).then_some(Lease { token: token + 1 }))
 }
 
@@ -103,6 +105,7 @@ impl Lease {
             return Ok(());
         }
         session.batch_execute("ROLLBACK").await?;
+        model::failpoint!("lease_lost");
         let holder = session.query_one("SELECT coalesce(worker, 'nobody') FROM crossfade.lease", &[]).await?;
         Err(ApplyError::LeaseLost(holder.get(0)))
     }
@@ -115,6 +118,7 @@ impl Lease {
                 &[&self.token],
             )
             .await?;
+        model::failpoint!("lease_released");
         Ok(())
     }
 }

@@ -84,6 +84,7 @@ async fn start(job: &Job, session: &Session, lease: Lease) -> Result<(), ApplyEr
             schema::finals(session, lease).await?;
             lease.begin(session).await?;
             session.batch_execute("UPDATE crossfade.checkpoint SET started = true; COMMIT").await?;
+            model::failpoint!("tail_started");
             info!("the copy is in, the tail starts");
             return Ok(());
         }

@@ -45,6 +45,7 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
         if !progress.schema || !dumped.is_empty() {
             let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
             log::append_record(log, &stream, Record::Schema(items)).await?;
+            model::failpoint!("schema_logged");
         }
     }
     // The largest first: what takes longest must not start last.
@@ -54,9 +55,11 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     let begin: Vec<_> = todo.iter().map(|(table, epoch)| marker::copy_id(&table.name, *epoch)).collect();
     for id in &begin {
         marker::emit(&session, &running.header.nonce, MarkerKind::Copy, id).await?;
+        model::failpoint!("copy_marker_emitted");
     }
     // Everything that committed before the markers must be visible to the snapshots, so that apply may drop it.
     barrier::pass(&session, job.plan.limits.barrier_timeout).await?;
+    model::failpoint!("copy_barrier_passed");
     let copied = copy_all(running, &session, todo).await?;
 
     let mut all = progress.done();
@@ -65,7 +68,9 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     all.sort();
     let id = format!("{} {}", uuid::Uuid::new_v4(), job.source.name);
     marker::emit(&session, &running.header.nonce, MarkerKind::Joined, &id).await?;
+    model::failpoint!("joined_marker_emitted");
     log::append_record(log, &stream, Record::CopyEnd(CopyEnd { marker: id, tables: all })).await?;
+    model::failpoint!("copy_ended");
     info!(source = job.source.name, "every table is copied");
     Ok(())
 }
@@ -102,6 +107,7 @@ async fn copy_all(
                 let epoch = if begun { epoch + 1 } else { epoch };
                 let id = marker::copy_id(&table.name, epoch);
                 marker::emit(session, &running.header.nonce, MarkerKind::Copy, &id).await?;
+                model::failpoint!("next_epoch_announced");
                 barrier::pass(session, running.job.plan.limits.barrier_timeout).await?;
                 queue.push_back((table, epoch));
             }

@@ -182,6 +182,7 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
     };
     if changed || found.is_none() || !progress.complete(&tables) {
         barrier::pass(&session, limit).await?;
+        model::failpoint!("barrier_passed");
         // The tail does not tell of a TRUNCATE before its start, or before the table was published. What is still to be copied may be as it is now.
         let now = select::tables(&session, &job.source).await?;
         for table in tables.iter_mut().filter(|table| !progress.is_done(&table.name)) {

@@ -60,20 +60,25 @@ pub(super) async fn run(
         for step in &group.steps {
             writer.step(step).await?;
         }
+        model::failpoint!("batch_written");
         for (source, advance) in &group.advances {
             writer.advance(source, advance, &mut checkpoints, group.partial).await?;
         }
+        model::failpoint!("checkpoint_moved");
         markers.extend(group.markers.iter().cloned());
         open = group.partial;
         if open {
+            model::failpoint!("piece_written");
             continue;
         }
         let markers = std::mem::take(&mut markers);
         for (source, lsn, marker) in &markers {
             writer.reached(source, *lsn, &marker.id, marker.kind).await?;
+            model::failpoint!("marker_noted");
         }
         let end = if markers.is_empty() { "COMMIT".to_owned() } else { format!("NOTIFY {CHANNEL}; COMMIT") };
         session.batch_execute(&end).await.map_err(|error| at_commit(error.into(), &group))?;
+        model::failpoint!("batch_committed");
         for (source, _, marker) in markers.iter().filter(|(_, _, marker)| marker.kind == MarkerKind::Copy) {
             gate(job, session, lease, source, &marker.id).await?;
         }
@@ -116,6 +121,7 @@ pub(super) async fn gates(job: &Job, session: &Session, lease: Lease) -> Result<
 
 /// Waits until the copy that `marker` announced, or a later one of the same table, is in.
 async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: &str) -> Result<(), ApplyError> {
+    model::failpoint!("gate_reached");
     let (epoch, table) = marker.split_once(' ').unwrap_or(("0", marker));
     let epoch: i32 = epoch.parse().unwrap_or(0);
     let query = format!(
@@ -137,9 +143,11 @@ async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: 
                 )
                 .await?;
                 session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
+                model::failpoint!("gated_epoch_begun");
                 continue;
             }
             if now >= epoch && done {
+                model::failpoint!("gate_passed");
                 return Ok(());
             }
         }
@@ -169,6 +177,7 @@ impl Writer<'_> {
                     let restart = if *restart_identity { " RESTART IDENTITY" } else { "" };
                     self.session.batch_execute(&format!("TRUNCATE {}{restart}", names.join(", "))).await?;
                 }
+                model::failpoint!("tables_emptied");
                 for target in parts {
                     let bound = target.bound.as_deref().filter(|bound| !bound.is_empty()).unwrap_or("true");
                     self.session.batch_execute(&format!("DELETE FROM {} WHERE {bound}", target.into.quoted())).await?;
@@ -190,6 +199,7 @@ impl Writer<'_> {
                 Err(error) => return Err(refused(&run.target, error)),
             }
             self.session.batch_execute("ROLLBACK TO crossfade_set; RELEASE crossfade_set").await?;
+            model::failpoint!("set_undone");
         }
         self.defer().await?;
         for op in &run.ops {

@@ -76,6 +76,7 @@ pub(super) async fn copy(
     };
     begun.store(true, Ordering::Relaxed);
     log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;
+    model::failpoint!("table_begun");
 
     let shared = Arc::new(Shared {
         running: Arc::clone(running),
@@ -94,9 +95,11 @@ pub(super) async fn copy(
     }
     // While the leader's transaction lives, nothing can have emptied the table under its readers.
     leader.query_one("SELECT 1", &[]).await?;
+    model::failpoint!("table_read");
     let (chunks, rows) = shared.chunks.counts();
     let end = TableEnd { table: name.clone(), epoch, chunks, rows };
     log::append_record(&*job.log, &streams.copy, Record::TableEnd(end)).await?;
+    model::failpoint!("table_ended");
     leader.batch_execute("COMMIT").await?;
     info!(table = %name, rows, chunks, "copied");
     Ok(())
