@@ -15,6 +15,9 @@ use super::target::{Identity, Target};
 use crate::lease::Lease;
 use crate::{ApplyError, CHANNEL, Job, tables};
 
+#[cfg(test)]
+mod one_by_one;
+
 /// Statements kept prepared. A table has a handful, and few tables change all the time.
 const PREPARED: usize = 500;
 
