@@ -1,16 +1,18 @@
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::attached::{As, Attached, command};
-use crate::cluster::tail;
+use crate::cluster::{run, tail};
 use crate::folder::temp_folder;
 use crate::{PlanFile, until};
 
@@ -27,6 +29,8 @@ pub struct Crossfade {
     binary: PathBuf,
     written: PlanFile,
     started: AtomicU32,
+    /// Of the state folder, in MiB, if it is on a disk of its own.
+    disk: Option<u32>,
 }
 
 impl Crossfade {
@@ -34,12 +38,50 @@ impl Crossfade {
     pub fn new(plan: &PlanFile) -> Result<Crossfade> {
         let folder = temp_folder("run")?;
         let file = plan.write(folder.path())?;
-        Ok(Crossfade { folder, plan: file, binary: binary()?, written: plan.clone(), started: AtomicU32::new(0) })
+        Ok(Crossfade {
+            folder,
+            plan: file,
+            binary: binary()?,
+            written: plan.clone(),
+            started: AtomicU32::new(0),
+            disk: None,
+        })
     }
 
     /// The same plan on another machine: nothing is shared but the servers.
     pub fn elsewhere(&self) -> Result<Crossfade> {
         Crossfade::new(&self.written)
+    }
+
+    /// What it starts has its state folder on a disk of its own, of so many MiB. Nobody else sees what is on it, `status` neither.
+    pub fn on_a_disk_of(mut self, mib: u32) -> Crossfade {
+        self.disk = Some(mib);
+        self
+    }
+
+    /// Gives that disk more room.
+    pub fn enlarge(&self, running: &Running, mib: u32) -> Result<()> {
+        let mut enter = Command::new("nsenter");
+        enter.args(["--target", &running.pid().to_string(), "--mount"]);
+        if !geteuid().is_root() {
+            enter.args(["--user", "--preserve-credentials"]);
+        }
+        enter.args(["mount", "-o", &format!("remount,size={mib}m")]).arg(self.state_dir());
+        run(&mut enter).map(drop)
+    }
+
+    /// The program, in front of its arguments.
+    fn program(&self) -> Result<Command> {
+        let Some(mib) = self.disk else { return command(&self.binary, As::Me, "KILL", self.folder.path()) };
+        std::fs::create_dir_all(self.state_dir())?;
+        let mut unshare = command("unshare", As::Me, "KILL", self.folder.path())?;
+        unshare.arg("--mount");
+        if !geteuid().is_root() {
+            unshare.arg("--map-root-user");
+        }
+        let mount = format!("mount -t tmpfs -o size={mib}m tmpfs state && exec \"$0\" \"$@\"");
+        unshare.args(["sh", "-c", &mount]).arg(&self.binary);
+        Ok(unshare)
     }
 
     /// The plan file.
@@ -61,13 +103,25 @@ impl Crossfade {
 
     /// Starts a command, `run` for one, with arguments, in the background.
     pub fn start(&self, arguments: &[&str]) -> Result<Running> {
+        self.start_in(arguments, &[])
+    }
+
+    /// The same, to die at a failpoint once it has passed it so many times.
+    pub fn start_armed(&self, arguments: &[&str], failpoint: &str, passages: u32) -> Result<Running> {
+        // `0*off` would be refused.
+        let before = if passages > 0 { format!("{passages}*off->") } else { String::new() };
+        self.start_in(arguments, &[("FAILPOINTS", &format!("{failpoint}={before}return"))])
+    }
+
+    fn start_in(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Running> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{number}", arguments.first().unwrap_or(&"crossfade"));
         let at = |ending| self.folder.path().join(format!("{name}.{ending}"));
         let (stdout, stderr) = (at("stdout"), at("stderr"));
-        let mut program = command(&self.binary, As::Me, "KILL", self.folder.path())?;
+        let mut program = self.program()?;
         program.args(arguments).arg("--plan").arg(&self.plan);
         program.env("RUST_BACKTRACE", "1").envs(self.written.environment().iter().map(|(k, v)| (k, v)));
+        program.envs(environment.iter().copied());
         program.stdin(Stdio::null()).stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
         Ok(Running { name, process: Attached::start(program)?, stdout, stderr, quiet: false })
     }
@@ -245,6 +299,18 @@ impl Running {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib.div_ceil(1024))
+    }
+
+    /// Waits until it has died at a failpoint, where else it may not end.
+    pub async fn died_at(mut self, failpoint: &str, limit: Duration) -> Result<()> {
+        let status = self.wait(limit).await.with_context(|| format!("it does not get to failpoint {failpoint}"))?;
+        let at_it = status.signal() == Some(Signal::SIGABRT as i32);
+        ensure!(
+            at_it && self.log_tail().contains(&format!("failpoint {failpoint}: abort")),
+            "{status}, not at failpoint {failpoint}"
+        );
+        self.quiet = true;
+        Ok(())
     }
 
     /// The end of what it printed and logged.

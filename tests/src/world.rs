@@ -67,6 +67,14 @@ impl World {
         self.target.psql(DATABASE, sql)
     }
 
+    /// Waits until copy and tail are joined, by what the target says of itself.
+    pub async fn joined(&self) -> Result<()> {
+        let joined = "SELECT bool_and(joined) FROM crossfade.checkpoint";
+        let limit = std::time::Duration::from_secs(60);
+        crate::until("copy and tail joined", limit, || async { Ok((self.at_target(joined)? == "t").then_some(())) })
+            .await
+    }
+
     /// Compares both sides in full; an error shows the first differences.
     pub async fn expect_equal(&self) -> Result<()> {
         let (source, target) = (self.source.socket_dsn(DATABASE), self.target.socket_dsn(DATABASE));

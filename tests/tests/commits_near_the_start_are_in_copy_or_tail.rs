@@ -117,3 +117,14 @@ async fn streamed_transactions_with_subtransactions_around_a_tables_snapshot() -
     undone.batch_execute("ROLLBACK").await?;
     ends_equal(&world, &crossfade, running, "16009").await
 }
+
+/// The tail does not tell of it, and it is not a table written anew either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_before_the_slot_starts_is_nothing_to_stop_for() -> Result<()> {
+    let world = world()?;
+    let crossfade = world.crossfade()?;
+    let at_slot = AtSlot::start(&world.source, "app", &crossfade).await?;
+    world.at_source("TRUNCATE t; INSERT INTO t SELECT generate_series(1, 3)")?;
+    let run = at_slot.pass(&world.source, "app").await?;
+    ends_equal(&world, &crossfade, run, "3").await
+}

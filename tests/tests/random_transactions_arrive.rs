@@ -4,13 +4,13 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
-use crossfade_tests::{Crossfade, World, follow};
+use anyhow::{Context, Result, ensure};
+use crossfade_tests::{Crossfade, World, follow, until};
 use tokio_postgres::Client;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const SESSIONS: u64 = 3;
-const WRITING: Duration = Duration::from_secs(5);
+const WRITING: Duration = Duration::from_secs(3);
 
 const SCHEMA: &str = "CREATE TABLE keyed (id integer PRIMARY KEY, a integer UNIQUE, b integer UNIQUE DEFERRABLE INITIALLY DEFERRED, v text, n integer DEFAULT 0); ALTER TABLE keyed ALTER v SET STORAGE EXTERNAL;
     CREATE TABLE keyless (a integer, v text); ALTER TABLE keyless REPLICA IDENTITY FULL; ALTER TABLE keyless ALTER v SET STORAGE EXTERNAL;
@@ -102,35 +102,72 @@ impl Dice {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn and_all_that_is_committed_does_and_nothing_else() -> Result<()> {
-    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_nanos() as u64);
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).map_or_else(now, Ok)?;
-    eprintln!("SEED={seed}");
-    let world = World::with_nats()?;
-    world.at_source(SCHEMA)?;
-    let crossfade = Crossfade::new(&world.plan().identity("public.keyless", "full"))?;
+/// Several sessions at once, for a while.
+async fn write(world: &World, seed: u64) -> Result<()> {
     let mut sessions = Vec::new();
     for number in 0..SESSIONS {
         let (client, mut dice) = (world.source.client("app").await?, Dice(seed ^ number << 32));
-        sessions.push(async move {
+        sessions.push(tokio::spawn(async move {
             let (begun, mut count) = (Instant::now(), 0_u32);
             while begun.elapsed() < WRITING {
                 dice.transaction(&client).await?;
                 count += 1;
             }
             anyhow::Ok(count)
-        });
+        }));
     }
-    // Both copy and tail meet them.
-    let sessions: Vec<_> = sessions.into_iter().map(tokio::spawn).collect();
-    let mut run = follow::following(&crossfade).await?;
     let mut transactions = 0;
     for session in sessions {
         transactions += session.await??;
     }
     eprintln!("{transactions} transactions");
+    Ok(())
+}
+
+fn seed() -> Result<u64> {
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_nanos() as u64);
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).map_or_else(now, Ok)?;
+    eprintln!("SEED={seed}");
+    Ok(seed)
+}
+
+/// Both copy and tail meet them, mostly one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn and_all_that_is_committed_does_and_nothing_else() -> Result<()> {
+    let seed = seed()?;
+    let world = World::with_nats()?;
+    world.at_source(SCHEMA)?;
+    let crossfade = Crossfade::new(&world.plan().identity("public.keyless", "full"))?;
+    let (written, run) = tokio::join!(write(&world, seed), follow::following(&crossfade));
+    written?;
+    let mut run = run?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await.with_context(|| format!("SEED={seed}"))?;
     run.stop().await
+}
+
+/// All of them wait in the log before any is applied, so that they are folded by the thousand.
+#[tokio::test(flavor = "multi_thread")]
+async fn also_when_they_are_applied_at_once() -> Result<()> {
+    let seed = seed()?;
+    let world = World::with_nats()?;
+    world.at_source(SCHEMA)?;
+    let plan = world.plan().identity("public.keyless", "full");
+    let (here, there) = (Crossfade::new(&plan)?, Crossfade::new(&plan)?);
+    let mut capture = here.start(&["capture"])?;
+    let mut apply = there.start(&["apply"])?;
+    here.wait_for_lag_zero(&mut capture, MINUTE).await?;
+    apply.stop().await?;
+    let before = world.at_target("SELECT lsn FROM crossfade.checkpoint")?;
+    write(&world, seed).await?;
+    let end = world.at_source("SELECT pg_current_wal_insert_lsn()")?;
+    let logged =
+        format!("SELECT bool_or(write_lsn >= '{end}') FROM pg_stat_replication WHERE application_name LIKE '%tail%'");
+    until("all of it in the log", MINUTE, || async { Ok((world.at_source(&logged)? == "t").then_some(())) }).await?;
+    ensure!(world.at_target("SELECT lsn FROM crossfade.checkpoint")? == before, "some of it is applied already");
+    let mut apply = there.start(&["apply"])?;
+    here.wait_for_lag_zero(&mut capture, MINUTE).await?;
+    world.expect_equal().await.with_context(|| format!("SEED={seed}"))?;
+    apply.stop().await?;
+    capture.stop().await
 }

@@ -42,7 +42,9 @@ pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Resul
                 )
                 .await?;
         }
+        model::failpoint!("control_written");
         session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
+        model::failpoint!("control_committed");
     }
 }
 

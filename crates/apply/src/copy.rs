@@ -65,6 +65,10 @@ async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
             &[&CLAIM],
         )
         .await?;
+    if rows.is_empty() {
+        session.batch_execute("ROLLBACK").await?;
+        return Ok(false);
+    }
     // Of one table only: a transaction that holds the rows of two could wait in a circle with one that begins epochs.
     let mut claimed: Option<(Epoch, Vec<Claim>)> = None;
     for row in &rows {
@@ -77,9 +81,9 @@ async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
     if let Some((epoch, chunks)) = &claimed {
         copy(job, session, epoch, chunks).await?;
     }
-    let end = if rows.is_empty() { "ROLLBACK".to_owned() } else { format!("NOTIFY {CHANNEL}; COMMIT") };
-    session.batch_execute(&end).await?;
-    Ok(!rows.is_empty())
+    session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
+    model::failpoint!("ledger_committed");
+    Ok(true)
 }
 
 async fn copy(
@@ -122,6 +126,7 @@ async fn copy(
         }))
         .await?;
     write(session, &begin, &into, data).await?;
+    model::failpoint!("chunk_copied");
     let done: Vec<i64> = chunks.iter().map(|claim| claim.chunk).collect();
     session
         .execute(
@@ -130,6 +135,7 @@ async fn copy(
             &[source, &table.schema, &table.name, epoch, &job.worker, &done],
         )
         .await?;
+    model::failpoint!("ledger_written");
     Ok(())
 }
 

@@ -68,6 +68,7 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
             &[&token],
         )
         .await?;
+    model::failpoint!("holder_ended");
     let taken = session
         .execute(
             "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(),
@@ -76,6 +77,7 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
             &[&worker, &token],
         )
         .await?;
+    model::failpoint!("lease_taken");
     Ok((taken == 1).then_some(Lease { token: token + 1 }))
 }
 
@@ -85,12 +87,25 @@ impl Lease {
     /// # Errors
     /// Somebody has taken it.
     pub async fn begin(self, session: &Session) -> Result<(), ApplyError> {
-        let query = format!("BEGIN; SELECT 1 FROM crossfade.lease WHERE token = {} FOR SHARE", self.token);
+        self.lock(session, "SHARE").await
+    }
+
+    /// The same, for what locks tables as the tail does, but in another order: no other transaction that holds the lease is open beside it.
+    ///
+    /// # Errors
+    /// Somebody has taken it.
+    pub async fn begin_alone(self, session: &Session) -> Result<(), ApplyError> {
+        self.lock(session, "UPDATE").await
+    }
+
+    async fn lock(self, session: &Session, mode: &str) -> Result<(), ApplyError> {
+        let query = format!("BEGIN; SELECT 1 FROM crossfade.lease WHERE token = {} FOR {mode}", self.token);
         let messages = session.simple_query(&query).await?;
         if messages.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))) {
             return Ok(());
         }
         session.batch_execute("ROLLBACK").await?;
+        model::failpoint!("lease_lost");
         let holder = session.query_one("SELECT coalesce(worker, 'nobody') FROM crossfade.lease", &[]).await?;
         Err(ApplyError::LeaseLost(holder.get(0)))
     }
@@ -103,6 +118,7 @@ impl Lease {
                 &[&self.token],
             )
             .await?;
+        model::failpoint!("lease_released");
         Ok(())
     }
 }

@@ -55,6 +55,7 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
     if is_ours(session, plan).await? {
         if really {
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
+            model::failpoint!("target_schema_dropped");
         }
         found.push(Removal::Schema);
     }
@@ -68,6 +69,7 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
         let name: String = row.get(0);
         if really {
             drop_origin(session, &name).await?;
+            model::failpoint!("origin_dropped");
         }
         found.push(Removal::Origin(name));
     }

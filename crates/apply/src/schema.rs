@@ -49,6 +49,7 @@ pub(crate) async fn create(session: &Session, source: &str, items: Vec<SchemaIte
     }
     // An entry may have set the search path for itself.
     session.batch_execute("SET search_path = ''").await?;
+    model::failpoint!("schema_created");
     info!("the target has the source's tables");
     Ok(())
 }
@@ -111,7 +112,9 @@ pub(crate) async fn build_one(session: &Session) -> Result<bool, ApplyError> {
         return Ok(false);
     };
     execute(session, &item(&row)).await?;
+    model::failpoint!("index_built");
     session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
+    model::failpoint!("index_committed");
     Ok(true)
 }
 
@@ -130,7 +133,9 @@ pub(crate) async fn finals(session: &Session, lease: Lease) -> Result<(), ApplyE
     for item in items {
         lease.begin(session).await?;
         execute(session, &item).await?;
+        model::failpoint!("final_built");
         session.batch_execute("COMMIT").await?;
+        model::failpoint!("final_committed");
     }
     Ok(())
 }
@@ -180,7 +185,7 @@ async fn foreign(session: &Session, lease: Lease, item: &Item) -> Result<(), App
         _ => false,
     };
     let (Some(table), true) = (&item.table, plain && !item.sql.contains("NOT VALID")) else {
-        lease.begin(session).await?;
+        lease.begin_alone(session).await?;
         execute(session, item).await?;
         session.batch_execute("COMMIT").await?;
         return Ok(());
@@ -195,15 +200,17 @@ async fn foreign(session: &Session, lease: Lease, item: &Item) -> Result<(), App
         .await?;
     if there.is_none() {
         let add = format!("{} NOT VALID", item.sql.trim_end().trim_end_matches(';'));
-        lease.begin(session).await?;
+        lease.begin_alone(session).await?;
         session.batch_execute(&add).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
         session.batch_execute("COMMIT").await?;
+        model::failpoint!("foreign_added");
     }
     lease.begin(session).await?;
     let check = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {}", quote::ident(constraint));
     session.batch_execute(&check).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
     session.execute("UPDATE crossfade.schema_item SET done_at = clock_timestamp() WHERE id = $1", &[&item.id]).await?;
     session.batch_execute("COMMIT").await?;
+    model::failpoint!("foreign_checked");
     Ok(())
 }
 
@@ -217,7 +224,9 @@ async fn trigger(session: &Session, lease: Lease, item: &Item) -> Result<(), App
     };
     lease.begin(session).await?;
     execute(session, item).await?;
+    model::failpoint!("trigger_created");
     session.batch_execute(&disable).await.map_err(|error| failed(&item.kind, &item.name, error.into()))?;
     session.batch_execute("COMMIT").await?;
+    model::failpoint!("trigger_disabled");
     Ok(())
 }

@@ -41,6 +41,7 @@ async fn take_origin(session: &Session, plan: &str) -> Result<(), ApplyError> {
         {
             return Err(error.into());
         }
+        model::failpoint!("origin_created");
         match session.execute("SELECT pg_replication_origin_session_setup($1::text)", &[&name]).await {
             Ok(_) => return Ok(()),
             Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {}

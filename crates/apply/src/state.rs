@@ -107,6 +107,7 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
     }
     let row = session.query_one("SELECT name, nonce FROM crossfade.plan", &[]).await?;
     session.batch_execute("COMMIT").await?;
+    model::failpoint!("state_opened");
     let (name, nonce): (String, String) = (row.get(0), row.get(1));
     if name != header.plan {
         return Err(Problem::new(

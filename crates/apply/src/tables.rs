@@ -20,6 +20,7 @@ pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin)
             &[&source, &schema, &name, &into.schema, &into.name, &epoch, &&encoded[..], &rows, &bytes],
         )
         .await?;
+    model::failpoint!("epoch_announced");
     Ok(())
 }
 
@@ -53,6 +54,7 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
             &[&source, &table.schema, &table.name],
         )
         .await?;
+    model::failpoint!("epoch_begun");
     let Some(row) = row.filter(|row| row.get::<_, i32>(0) > 0) else { return Ok(()) };
     let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let Record::TableBegin(begin) = decode(row.get::<_, &[u8]>(3))? else { return Ok(()) };
@@ -71,6 +73,7 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
         false => format!("DELETE FROM {only}{} WHERE {bound}", into.quoted()),
     };
     session.batch_execute(&statement).await?;
+    model::failpoint!("epoch_emptied");
     Ok(())
 }
 

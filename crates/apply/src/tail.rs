@@ -40,7 +40,10 @@ pub(crate) async fn run(
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        result = start(job, session, lease) => result?,
+        result = async {
+            start(job, session, lease).await?;
+            write::gates(job, session, lease).await
+        } => result?,
     }
     let checkpoints = checkpoint::load(session).await?;
     // One group is written while the next is gathered.
@@ -82,6 +85,7 @@ async fn start(job: &Job, session: &Session, lease: Lease) -> Result<(), ApplyEr
             schema::finals(session, lease).await?;
             lease.begin(session).await?;
             session.batch_execute("UPDATE crossfade.checkpoint SET started = true; COMMIT").await?;
+            model::failpoint!("tail_started");
             info!("the copy is in, the tail starts");
             return Ok(());
         }

@@ -70,12 +70,17 @@ pub(crate) async fn claim(log: &dyn Log, header: Header) -> Result<Header, Captu
         return Err(gap(&header, "the copy stream is gone, while the tail is there").into());
     }
     log.create(&copy).await?;
+    model::failpoint!("copy_stream_created");
     log.create(&chunks).await?;
     log.create(&tail).await?;
+    model::failpoint!("streams_created");
     let found = match found {
         Some(found) => found,
         None => match log.append_first(&copy, Record::Header(header.clone()).encode()).await {
-            Ok(_) => return Ok(header),
+            Ok(_) => {
+                model::failpoint!("header_claimed");
+                return Ok(header);
+            }
             Err(LogError::Conflict { .. }) => self::header(log, &copy).await?.ok_or(LogError::NoStream)?,
             Err(error) => return Err(error.into()),
         },

@@ -8,6 +8,7 @@ mod progress;
 mod table;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use log::Log;
@@ -44,6 +45,7 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
         if !progress.schema || !dumped.is_empty() {
             let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
             log::append_record(log, &stream, Record::Schema(items)).await?;
+            model::failpoint!("schema_logged");
         }
     }
     // The largest first: what takes longest must not start last.
@@ -53,9 +55,11 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     let begin: Vec<_> = todo.iter().map(|(table, epoch)| marker::copy_id(&table.name, *epoch)).collect();
     for id in &begin {
         marker::emit(&session, &running.header.nonce, MarkerKind::Copy, id).await?;
+        model::failpoint!("copy_marker_emitted");
     }
     // Everything that committed before the markers must be visible to the snapshots, so that apply may drop it.
     barrier::pass(&session, job.plan.limits.barrier_timeout).await?;
+    model::failpoint!("copy_barrier_passed");
     let copied = copy_all(running, &session, todo).await?;
 
     let mut all = progress.done();
@@ -64,7 +68,9 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     all.sort();
     let id = format!("{} {}", uuid::Uuid::new_v4(), job.source.name);
     marker::emit(&session, &running.header.nonce, MarkerKind::Joined, &id).await?;
+    model::failpoint!("joined_marker_emitted");
     log::append_record(log, &stream, Record::CopyEnd(CopyEnd { marker: id, tables: all })).await?;
+    model::failpoint!("copy_ended");
     info!(source = job.source.name, "every table is copied");
     Ok(())
 }
@@ -84,26 +90,26 @@ async fn copy_all(
             let Some((table, epoch)) = queue.pop_front() else { break };
             let (running, permits) = (Arc::clone(running), Arc::clone(&permits));
             copies.spawn(async move {
-                let result = table::copy(&running, &table, epoch, permits).await;
-                (table, epoch, result)
+                let begun = AtomicBool::new(false);
+                let result = table::copy(&running, &table, epoch, permits, &begun).await;
+                (table, epoch, begun.into_inner(), result)
             });
         }
         let Some(finished) = copies.join_next().await else { return Ok(done) };
-        let (table, epoch, result) = finished.map_err(panicked)?;
+        let (table, epoch, begun, result) = finished.map_err(panicked)?;
         match result {
             Ok(()) => done.push((table.name, epoch)),
             Err(error @ CaptureError::GaveWay(_)) => {
                 warn!("{error}; its copy starts over");
                 tokio::time::sleep(REST).await;
-                marker::emit(
-                    session,
-                    &running.header.nonce,
-                    MarkerKind::Copy,
-                    &marker::copy_id(&table.name, epoch + 1),
-                )
-                .await?;
+                // An epoch that the log does not know is tried again. After a crash it would be, too; a marker of a later one would be waited for
+                // in vain.
+                let epoch = if begun { epoch + 1 } else { epoch };
+                let id = marker::copy_id(&table.name, epoch);
+                marker::emit(session, &running.header.nonce, MarkerKind::Copy, &id).await?;
+                model::failpoint!("next_epoch_announced");
                 barrier::pass(session, running.job.plan.limits.barrier_timeout).await?;
-                queue.push_back((table, epoch + 1));
+                queue.push_back((table, epoch));
             }
             Err(error) => return Err(error),
         }

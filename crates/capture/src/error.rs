@@ -46,10 +46,9 @@ impl CaptureError {
         match self {
             CaptureError::Pg(error) => pg::policy(error) == pg::Policy::Retry,
             CaptureError::Log(error) => error.retry(),
+            CaptureError::Offsets(error) => error.retry(),
             CaptureError::GaveWay(_) => true,
-            CaptureError::Offsets(_) | CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::Stop(_) => {
-                false
-            }
+            CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::Stop(_) => false,
         }
     }
 }

@@ -44,6 +44,7 @@ pub(crate) async fn publish(
     let mut changed = false;
     for ((name, publish), wanted) in names.iter().zip(publish).zip(&wanted) {
         changed |= set(client, name, publish, wanted).await?;
+        model::failpoint!("publication_set");
     }
     Ok(changed)
 }
@@ -63,6 +64,7 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
     for (verb, tables) in [("ADD TABLE", &missing), ("DROP TABLE", &surplus)] {
         if !tables.is_empty() {
             client.batch_execute(&format!("ALTER PUBLICATION {} {verb} {}", quote::ident(name), list(tables))).await?;
+            model::failpoint!("publication_altered");
         }
     }
     Ok(!missing.is_empty())

@@ -34,6 +34,7 @@ pub async fn remove(session: &Session, plan: &str, source: &str, really: bool) -
                 session.execute("SELECT pg_terminate_backend($1, 5000)", &[&pid]).await?;
             }
             session.execute("SELECT pg_drop_replication_slot($1::text::name)", &[&name]).await?;
+            model::failpoint!("slot_dropped");
         }
         found.push(Removal::Slot(name));
     }
@@ -41,6 +42,7 @@ pub async fn remove(session: &Session, plan: &str, source: &str, really: bool) -
         if !session.query("SELECT FROM pg_publication WHERE pubname = $1::text", &[&name]).await?.is_empty() {
             if really {
                 session.batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", quote::ident(&name))).await?;
+                model::failpoint!("publication_dropped");
             }
             found.push(Removal::Publication(name));
         }

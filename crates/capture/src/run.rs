@@ -170,7 +170,7 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
     let resume = tail::resume_point(&*job.log, &job.offsets, &header).await?;
     check_chain(&header, &name, found.as_ref(), resume, &progress)?;
 
-    let tables = select::tables(&session, &job.source).await?;
+    let mut tables = select::tables(&session, &job.source).await?;
     progress.check_columns(&tables)?;
     let changed =
         publication::publish(&session, job, &tables, |table| found.is_some() && progress.is_done(table)).await?;
@@ -182,6 +182,14 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
     };
     if changed || found.is_none() || !progress.complete(&tables) {
         barrier::pass(&session, limit).await?;
+        model::failpoint!("barrier_passed");
+        // The tail does not tell of a TRUNCATE before its start, or before the table was published. What is still to be copied may be as it is now.
+        let now = select::tables(&session, &job.source).await?;
+        for table in tables.iter_mut().filter(|table| !progress.is_done(&table.name)) {
+            if let Some(now) = now.iter().find(|now| now.oid == table.oid) {
+                table.filenode = now.filenode;
+            }
+        }
     }
     let near: String = session.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.get(0);
     let near = AtomicU64::new(near.parse().unwrap_or_default());

@@ -30,10 +30,15 @@ pub(crate) async fn dump(
             arguments.extend(left_out.relations.iter().map(|table| format!("--exclude-table={}", table.quoted())));
         }
     }
-    let (before, after) = tokio::try_join!(
+    let dumped = tokio::try_join!(
         run(running, &program, &arguments, "pre-data"),
         run(running, &program, &arguments, "post-data")
-    )?;
+    );
+    if dumped.is_err() {
+        // pg_dump tells a server that went away as text only; this session tells it as what it is, which is tried again.
+        session.execute("SELECT 1", &[]).await?;
+    }
+    let (before, after) = dumped?;
     let tables = owners(session).await?;
     let mut items = entries(&before, false);
     items.extend(entries(&after, true));

@@ -96,6 +96,7 @@ pub(crate) async fn create(
         return Err(barrier::timeout(&format!("slot {name}"), limit, &open).into());
     };
     let created = created?;
+    model::failpoint!("slot_created");
     info!(slot = name, lsn = %created.consistent_point, "slot created");
     Ok(created.consistent_point)
 }

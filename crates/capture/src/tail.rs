@@ -125,6 +125,7 @@ impl Tail {
         // Says where the tail begins: from here on the slot must never be ahead of the log.
         let seq = log::push_record(&mut *chain, max, Record::Heartbeat(Heartbeat { lsn: start, time: now() })).await?;
         chain.settle().await?;
+        model::failpoint!("tail_begun");
         info!(source = job.source.name, from = %start, "tail starts");
         let mut confirm = Confirm::new(start);
         confirm.pushed(seq, start);
@@ -182,6 +183,7 @@ impl Tail {
             self.packer.close();
             while let Some((batch, complete)) = self.packer.pop() {
                 let seq = log::push_record(&mut *self.chain, max, Record::Batch(batch)).await?;
+                model::failpoint!("batch_sent");
                 self.appended = tokio::time::Instant::now();
                 if let Some(lsn) = complete {
                     self.confirm.pushed(seq, lsn);
@@ -209,16 +211,21 @@ impl Tail {
         if let Some(lsn) = self.confirm.news().filter(|_| idle && self.assembler.between_transactions()) {
             let beat = Record::Heartbeat(Heartbeat { lsn, time: now() });
             let seq = log::push_record(&mut *self.chain, self.running.job.log.max_message(), beat).await?;
+            model::failpoint!("heartbeat_sent");
             self.confirm.pushed(seq, lsn);
             self.appended = tokio::time::Instant::now();
         }
         let acked = self.chain.acked()?;
         let durable = self.chain.durable()?;
         if let Some((seq, lsn)) = self.confirm.acknowledged(acked) {
+            model::failpoint!("log_acknowledged");
             self.running.job.offsets.set_tail(&self.running.job.source.name, TailPosition { seq, lsn })?;
+            model::failpoint!("offset_saved");
         }
         let (write, flush) = (self.confirm.written(), self.confirm.durable(durable));
-        Ok(self.stream.status(write, flush, false).await?)
+        self.stream.status(write, flush, false).await?;
+        model::failpoint!("wal_acknowledged");
+        Ok(())
     }
 
     /// Stops between transactions: what is unfinished is sent again next time.

@@ -66,6 +66,11 @@ const THREADS: usize = 4;
 const FAREWELL: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    #[cfg(debug_assertions)]
+    if let Err(why) = model::failpoint::arm() {
+        eprintln!("crossfade: FAILPOINTS: {why}");
+        return ExitCode::from(2);
+    }
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
     tracing_subscriber::fmt()

@@ -38,6 +38,9 @@ pub enum LogError {
         /// `setting = value (must be value)`, several with commas between.
         differs: String,
     },
+    /// JetStream's limits or settings do not allow what is asked.
+    #[error("JetStream refuses it: {0}")]
+    Refused(String),
     /// The server runs without JetStream.
     #[error("the nats-server runs without JetStream")]
     NoJetStream,
@@ -74,12 +77,14 @@ impl LogError {
     pub fn retry(&self) -> bool {
         match self {
             LogError::Full | LogError::Unavailable(_) => true,
+            // A server that had it may turn it off: its disk is full, or it was restarted with another configuration.
+            LogError::NoJetStream => true,
             LogError::Conflict { .. }
             | LogError::TooLarge
             | LogError::Missing { .. }
             | LogError::NoStream
             | LogError::Settings { .. }
-            | LogError::NoJetStream
+            | LogError::Refused(_)
             | LogError::NoJetStreamForAccount
             | LogError::Auth(_)
             | LogError::Tls(_)
@@ -115,6 +120,10 @@ impl From<LogError> for Problem {
             LogError::Settings { .. } => {
                 (Code::PlanNameTaken, "give the plan another name, or mend the stream with `nats stream edit`")
             }
+            LogError::Refused(_) => (
+                Code::LogRefuses,
+                "change the account's limits or the stream's settings so that they allow it (`nats account info`, `nats stream info`)",
+            ),
             LogError::NoJetStream => (
                 Code::NoJetstream,
                 "start it with `--jetstream`, or with a `jetstream { store_dir: … }` block in its configuration",
@@ -152,6 +161,7 @@ impl From<LogError> for Problem {
             | LogError::TooLarge
             | LogError::Missing { .. }
             | LogError::NoStream
+            | LogError::Refused(_)
             | LogError::NoJetStream
             | LogError::NoJetStreamForAccount
             | LogError::Unavailable(_)
@@ -175,6 +185,9 @@ mod tests {
             (LogError::Conflict { last: Seq(1) }, Code::WriterRefused),
             (LogError::Missing { seq: Seq(1), first: Seq(2) }, Code::Gap),
             (LogError::Settings { stream: "S".into(), differs: "d".into() }, Code::PlanNameTaken),
+            (LogError::Refused("maximum number of streams reached".into()), Code::LogRefuses),
+            (LogError::NoJetStream, Code::NoJetstream),
+            (LogError::Unavailable("u".into()), Code::ConnectionFailed),
             (LogError::Damaged(DecodeError::Field("f")), Code::LogDamaged),
             (LogError::StateNotWritable { path: "/p".into(), why: "w".into() }, Code::StateNotWritable),
         ];

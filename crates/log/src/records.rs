@@ -98,6 +98,7 @@ pub async fn push_record(chain: &mut dyn Chain, max: usize, record: Record) -> R
     let mut blobs = Vec::new();
     for blob in pieces(&encoded, max) {
         blobs.push(chain.push(blob).await?);
+        model::failpoint!("blob_pushed");
     }
     chain.push(Record::Joined(Joined { blobs, bytes: encoded.len() as u64 }).encode()).await
 }
@@ -115,6 +116,7 @@ pub async fn append_record(log: &dyn Log, stream: &StreamName, record: Record) -
     let mut blobs = Vec::new();
     for blob in pieces(&encoded, max) {
         blobs.push(log.append(stream, blob).await?);
+        model::failpoint!("blob_appended");
     }
     log.append(stream, Record::Joined(Joined { blobs, bytes: encoded.len() as u64 }).encode()).await
 }

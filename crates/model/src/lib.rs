@@ -4,11 +4,13 @@
 //! - what is visible to a copy: [`Snapshot`]
 //! - tables: [`TableName`], [`Relation`], [`Column`]; [`quote`] is the one place where SQL text is quoted
 //! - what happens to them: [`Tuple`], [`Change`], [`Part`] of a transaction
+//! - where tests let a process die: [`mod@failpoint`]
 //! - what people are told: [`Problem`], [`Finding`]
 //! - what is written to the log: [`Record`], and [`wire`], its encoding (`proto/crossfade/v1/log.proto`)
 
 mod backoff;
 mod change;
+pub mod failpoint;
 mod lsn;
 mod name;
 mod problem;

@@ -127,6 +127,8 @@ codes! {
     PlanNameTaken = "plan_name_taken", exit 2;
     /// The event log takes nothing more.
     LogFull = "log_full", exit 1;
+    /// The nats-server's limits or settings do not allow what is asked of it.
+    LogRefuses = "log_refuses", exit 2;
     /// The nats-server runs without JetStream.
     NoJetstream = "no_jetstream", exit 2;
     /// A local folder cannot be written.

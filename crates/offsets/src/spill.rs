@@ -2,21 +2,23 @@ use std::sync::Arc;
 
 use rocksdb::{DB, IteratorMode, WriteBatch, WriteOptions};
 
+use crate::store::Disk;
 use crate::{OffsetsError, keys};
 
 /// Pieces of transactions in progress that do not fit into memory.
 pub struct Spill {
     db: Arc<DB>,
+    disk: Arc<Disk>,
     source: String,
     write: WriteOptions,
 }
 
 impl Spill {
-    pub(crate) fn new(db: Arc<DB>, source: &str) -> Result<Spill, OffsetsError> {
+    pub(crate) fn new(db: Arc<DB>, disk: Arc<Disk>, source: &str) -> Result<Spill, OffsetsError> {
         // A crash makes the server send it all again: no need for RocksDB's own WAL.
         let mut write = WriteOptions::default();
         write.disable_wal(true);
-        let spill = Spill { db, source: source.to_owned(), write };
+        let spill = Spill { db, disk, source: source.to_owned(), write };
         let start = keys::spill_of(&spill.source);
         spill.drop_range(&start, &after(&start))?;
         Ok(spill)
@@ -31,8 +33,9 @@ impl Spill {
     /// Keeps the `n`-th piece of transaction `xid`.
     ///
     /// # Errors
-    /// The disk.
+    /// The disk; [`OffsetsError::Full`] while it has no room.
     pub fn put(&self, xid: u32, n: u32, piece: &[u8]) -> Result<(), OffsetsError> {
+        self.disk.has_room()?;
         Ok(self.db.put_opt(keys::spill(&self.source, xid, n), piece, &self.write)?)
     }
 

@@ -1,8 +1,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bincode::{Decode, Encode};
 use model::{Code, Lsn, Problem, Seq};
+use nix::sys::statvfs::statvfs;
 use rocksdb::{DB, Options};
 
 use crate::{Spill, codec, keys};
@@ -11,6 +13,30 @@ use crate::{Spill, codec, keys};
 #[derive(Clone)]
 pub struct Store {
     db: Arc<DB>,
+    disk: Arc<Disk>,
+}
+
+/// Left free on the disk: RocksDB does not recover from a full one without being opened anew. Its buffers, and a compaction of them.
+const RESERVE: u64 = 64 << 20;
+
+/// The disk that the store is on.
+pub(crate) struct Disk {
+    path: PathBuf,
+    reserve: AtomicU64,
+}
+
+impl Disk {
+    /// There is room for more, or it cannot be said.
+    ///
+    /// # Errors
+    /// There is not.
+    pub(crate) fn has_room(&self) -> Result<(), OffsetsError> {
+        let Ok(stat) = statvfs(&self.path) else { return Ok(()) };
+        if stat.blocks_available() * stat.fragment_size() < self.reserve.load(Ordering::Relaxed) {
+            return Err(OffsetsError::Full { path: self.path.clone() });
+        }
+        Ok(())
+    }
 }
 
 /// Where a source's tail ends in the log, as far as this process knows.
@@ -39,7 +65,13 @@ pub enum OffsetsError {
         /// RocksDB's reason.
         source: rocksdb::Error,
     },
-    /// Reading or writing failed: disk full, damaged file.
+    /// The disk has no room to spare. Nothing was written.
+    #[error("the disk of the offset store in {} is full", path.display())]
+    Full {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Reading or writing failed: a damaged file, a disk that fails.
     #[error("the offset store failed: {0}")]
     Access(#[from] rocksdb::Error),
     /// A value could not be encoded.
@@ -47,10 +79,24 @@ pub enum OffsetsError {
     Value(String),
 }
 
+impl OffsetsError {
+    /// Whether the same may be tried again after a while.
+    pub fn retry(&self) -> bool {
+        match self {
+            OffsetsError::Full { .. } => true,
+            OffsetsError::Open { .. } | OffsetsError::Access(_) | OffsetsError::Value(_) => false,
+        }
+    }
+}
+
 impl From<OffsetsError> for Problem {
     fn from(error: OffsetsError) -> Self {
+        let code = match error {
+            OffsetsError::Full { .. } => Code::DiskShort,
+            OffsetsError::Open { .. } | OffsetsError::Access(_) | OffsetsError::Value(_) => Code::StateNotWritable,
+        };
         Problem::new(
-            Code::StateNotWritable,
+            code,
             "the offset store",
             error.to_string(),
             "give the folder [state] dir room and write permission, let one process use it, or delete its offsets folder: it is rebuilt",
@@ -73,7 +119,8 @@ impl Store {
         options.set_max_open_files(64);
         options.set_keep_log_file_num(2);
         let db = DB::open(&options, dir).map_err(|source| OffsetsError::Open { path: dir.to_owned(), source })?;
-        Ok(Store { db: Arc::new(db) })
+        let disk = Disk { path: dir.to_owned(), reserve: AtomicU64::new(RESERVE) };
+        Ok(Store { db: Arc::new(db), disk: Arc::new(disk) })
     }
 
     /// Where the tail of `source` stood when it was last noted.
@@ -87,11 +134,14 @@ impl Store {
             .map(|stored| TailPosition { seq: Seq(stored.seq), lsn: Lsn(stored.lsn) }))
     }
 
-    /// Notes where the tail of `source` stands.
+    /// Notes where the tail of `source` stands, if the disk has room: it is found in the log as well.
     ///
     /// # Errors
     /// The disk.
     pub fn set_tail(&self, source: &str, position: TailPosition) -> Result<(), OffsetsError> {
+        if self.disk.has_room().is_err() {
+            return Ok(());
+        }
         let value = codec::encode(&StoredPosition { seq: position.seq.0, lsn: position.lsn.0 })?;
         Ok(self.db.put(keys::tail(source), value)?)
     }
@@ -102,7 +152,7 @@ impl Store {
     /// # Errors
     /// The disk.
     pub fn spill(&self, source: &str) -> Result<Spill, OffsetsError> {
-        Spill::new(Arc::clone(&self.db), source)
+        Spill::new(Arc::clone(&self.db), Arc::clone(&self.disk), source)
     }
 }
 
@@ -124,6 +174,22 @@ mod tests {
         assert_eq!(store.tail("shop").unwrap(), Some(position));
         store.db.put(keys::tail("shop"), [200, 1, 2]).unwrap();
         assert_eq!(store.tail("shop").unwrap(), None);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_such_and_takes_more_once_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let spill = store.spill("shop").unwrap();
+        store.disk.reserve.store(u64::MAX, Ordering::Relaxed);
+        let error = spill.put(5, 0, b"piece").unwrap_err();
+        assert!(error.retry(), "{error}");
+        assert_eq!(Problem::from(error).code, Code::DiskShort);
+        store.set_tail("shop", TailPosition { seq: Seq(7), lsn: Lsn(8) }).unwrap();
+        assert_eq!((spill.pieces(), store.tail("shop").unwrap()), (0, None));
+        store.disk.reserve.store(0, Ordering::Relaxed);
+        spill.put(5, 0, b"piece").unwrap();
+        assert_eq!(spill.pieces(), 1);
     }
 
     #[test]

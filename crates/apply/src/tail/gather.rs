@@ -49,6 +49,18 @@ const OPS: usize = 20_000;
 const SHARE: u64 = 32;
 
 impl Group {
+    /// Adds a change: to those of its table that are folded, or, if it gives the row another key, as a step of its own.
+    pub fn take(&mut self, target: &Arc<Target>, op: Op) {
+        match op {
+            Op::Update { old: Some(old), new }
+                if Run::moves(target, &Op::Update { old: Some(old.clone()), new: new.clone() }) =>
+            {
+                self.barrier(Step::Move { target: Arc::clone(target), old, new });
+            }
+            op => self.run(target).push(op),
+        }
+    }
+
     fn run(&mut self, target: &Arc<Target>) -> &mut Run {
         let at = match self.open.get(&target.into) {
             // Two partitions may lead into one table: their order counts then.
@@ -300,14 +312,7 @@ impl Gather {
             let Some(target) = find(relation)? else { continue };
             rows += 1;
             group.ops += 1;
-            match op {
-                Op::Update { old: Some(old), new }
-                    if Run::moves(target, &Op::Update { old: Some(old.clone()), new: new.clone() }) =>
-                {
-                    group.barrier(Step::Move { target: Arc::clone(target), old, new });
-                }
-                op => group.run(target).push(op),
-            }
+            group.take(target, op);
         }
         Ok(rows)
     }

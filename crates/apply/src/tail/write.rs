@@ -17,6 +17,9 @@ use super::target::{Identity, Target};
 use crate::lease::Lease;
 use crate::{ApplyError, CHANNEL, Job, tables};
 
+#[cfg(test)]
+mod one_by_one;
+
 /// Statements kept prepared. A table has a handful, and few tables change all the time.
 const PREPARED: usize = 500;
 
@@ -65,20 +68,25 @@ pub(super) async fn run(
         for step in &group.steps {
             writer.step(step).await?;
         }
+        model::failpoint!("batch_written");
         for (source, advance) in &group.advances {
             writer.advance(source, advance, &mut checkpoints, group.partial).await?;
         }
+        model::failpoint!("checkpoint_moved");
         markers.extend(group.markers.iter().cloned());
         open = group.partial;
         if open {
+            model::failpoint!("piece_written");
             continue;
         }
         let markers = std::mem::take(&mut markers);
         for (source, lsn, marker) in &markers {
             writer.reached(source, *lsn, &marker.id, marker.kind).await?;
+            model::failpoint!("marker_noted");
         }
         let end = if markers.is_empty() { "COMMIT".to_owned() } else { format!("NOTIFY {CHANNEL}; COMMIT") };
         session.batch_execute(&end).await.map_err(|error| at_commit(error.into(), &group))?;
+        model::failpoint!("batch_committed");
         for (source, _, marker) in markers.iter().filter(|(_, _, marker)| marker.kind == MarkerKind::Copy) {
             gate(job, session, lease, source, &marker.id).await?;
         }
@@ -103,8 +111,25 @@ fn at_commit(error: ApplyError, group: &Group) -> ApplyError {
 
 const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, and start again; nothing was skipped";
 
+/// Waits at the gates that the tail is past by its checkpoint: who stood there died before the copy was in. Behind them the tail must not go
+/// on: changes of a table whose epoch has not begun would be dropped, and others would not find their rows.
+pub(super) async fn gates(job: &Job, session: &Session, lease: Lease) -> Result<(), ApplyError> {
+    let query = format!(
+        "SELECT m.source, m.id FROM crossfade.marker m WHERE m.id ~ '^[0-9]+ ' AND NOT EXISTS (
+            SELECT FROM crossfade.tables t WHERE t.source = m.source AND t.schema || '.' || t.name = substr(m.id, strpos(m.id, ' ') + 1)
+               AND t.epoch >= split_part(m.id, ' ', 1)::int AND {} AND {}) ORDER BY m.lsn",
+        tables::COPIED,
+        tables::BUILT
+    );
+    for row in session.query(&query, &[]).await? {
+        gate(job, session, lease, row.get(0), row.get(1)).await?;
+    }
+    Ok(())
+}
+
 /// Waits until the copy that `marker` announced, or a later one of the same table, is in.
 async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: &str) -> Result<(), ApplyError> {
+    model::failpoint!("gate_reached");
     let (epoch, table) = copied_table(marker);
     let query = format!(
         "SELECT schema, name, epoch, next_epoch, {} AND {} FROM crossfade.tables t WHERE source = $1::text AND schema || '.' || name = $2::text",
@@ -125,9 +150,11 @@ async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: 
                 )
                 .await?;
                 session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
+                model::failpoint!("gated_epoch_begun");
                 continue;
             }
             if now >= epoch && done {
+                model::failpoint!("gate_passed");
                 return Ok(());
             }
         }
@@ -157,6 +184,7 @@ impl Writer<'_> {
                     let restart = if *restart_identity { " RESTART IDENTITY" } else { "" };
                     self.session.batch_execute(&format!("TRUNCATE {}{restart}", names.join(", "))).await?;
                 }
+                model::failpoint!("tables_emptied");
                 for target in parts {
                     let bound = target.bound.as_deref().filter(|bound| !bound.is_empty()).unwrap_or("true");
                     self.session.batch_execute(&format!("DELETE FROM {} WHERE {bound}", target.into.quoted())).await?;
@@ -178,6 +206,7 @@ impl Writer<'_> {
                 Err(error) => return Err(refused(&run.target, error)),
             }
             self.session.batch_execute("ROLLBACK TO crossfade_set; RELEASE crossfade_set").await?;
+            model::failpoint!("set_undone");
         }
         self.defer().await?;
         for op in &run.ops {

@@ -40,8 +40,10 @@ impl Chunks {
         let bytes = data.len() as u64;
         let chunk = Chunk { table: self.table.clone(), epoch: self.epoch, index, rows, data };
         let sequence = self.append_when_there_is_room(&self.streams.chunks, Record::Chunk(chunk)).await?;
+        model::failpoint!("chunk_appended");
         let logged = ChunkLogged { table: self.table.clone(), epoch: self.epoch, index, rows, bytes, sequence };
         self.append_when_there_is_room(&self.streams.copy, Record::ChunkLogged(logged)).await?;
+        model::failpoint!("chunk_logged");
         Ok(())
     }
 

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -36,12 +36,13 @@ struct Shared {
     blocks: i64,
 }
 
-/// Copies one table under one snapshot.
+/// Copies one table under one snapshot. Sets `begun` once the log may know of this epoch.
 pub(super) async fn copy(
     running: &Arc<Running>,
     table: &Table,
     epoch: u32,
     permits: Arc<Semaphore>,
+    begun: &AtomicBool,
 ) -> Result<(), CaptureError> {
     let job = &running.job;
     let leader = session(running, table).await?;
@@ -73,7 +74,9 @@ pub(super) async fn copy(
         bytes_estimated: table.bytes,
         marker: marker::copy_id(&table.name, epoch),
     };
+    begun.store(true, Ordering::Relaxed);
     log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;
+    model::failpoint!("table_begun");
 
     let shared = Arc::new(Shared {
         running: Arc::clone(running),
@@ -92,9 +95,11 @@ pub(super) async fn copy(
     }
     // While the leader's transaction lives, nothing can have emptied the table under its readers.
     leader.query_one("SELECT 1", &[]).await?;
+    model::failpoint!("table_read");
     let (chunks, rows) = shared.chunks.counts();
     let end = TableEnd { table: name.clone(), epoch, chunks, rows };
     log::append_record(&*job.log, &streams.copy, Record::TableEnd(end)).await?;
+    model::failpoint!("table_ended");
     leader.batch_execute("COMMIT").await?;
     info!(table = %name, rows, chunks, "copied");
     Ok(())

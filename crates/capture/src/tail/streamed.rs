@@ -68,6 +68,7 @@ impl Streamed {
             while !rest.is_empty() {
                 let (piece, after) = rest.split_at(piece_length(rest));
                 self.spill.put(xid, transaction.pieces, &encode(piece))?;
+                model::failpoint!("spill_written");
                 transaction.pieces += 1;
                 rest = after;
             }

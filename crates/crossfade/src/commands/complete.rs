@@ -100,6 +100,7 @@ async fn streams(plan: &Plan, log: &dyn Log, target: &Identity, yes: bool) -> Re
             let Some(state) = log.state(&stream).await? else { continue };
             if yes {
                 log.remove(&stream).await?;
+                model::failpoint!("stream_removed");
             }
             if state.last > Seq::ZERO || !yes {
                 found.push(entry(

@@ -184,6 +184,7 @@ impl Task {
         });
         match written {
             Ok(()) => {
+                model::failpoint!("log_stored");
                 for (stream, state) in batch.streams.into_values() {
                     stream.stored(state);
                 }
@@ -270,7 +271,10 @@ fn sync(store: &Store, streams: &Streams, wakes: &Receiver<()>) {
         }
         let stored: Vec<_> = streams.all().into_iter().map(|stream| (stream.state().last, stream)).collect();
         match store.sync() {
-            Ok(()) => stored.iter().for_each(|(last, stream)| stream.sync_reached(*last)),
+            Ok(()) => {
+                model::failpoint!("log_synced");
+                stored.iter().for_each(|(last, stream)| stream.sync_reached(*last));
+            }
             // Nothing becomes durable any more, so the source keeps its WAL; the next append fails and says why.
             Err(error) => tracing::error!(%error, "the embedded log cannot be synced"),
         }

@@ -16,36 +16,87 @@ use model::Seq;
 
 use crate::LogError;
 
-/// "Maximum bytes exceeded" and the like, on an append.
-const STORE_FAILED: u64 = 10_077;
+/// What an error code of JetStream means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    /// No room: waited for.
+    Full,
+    /// Passes by itself: tried again.
+    Passing,
+    /// Somebody else's message stands where ours was to stand.
+    Conflict,
+    NoStream,
+    TooLarge,
+    /// JetStream is off, on the server or for the account.
+    NoJetStream,
+    NoJetStreamForAccount,
+    /// The stream's settings, or limits of the account, are not what they must be.
+    Settings,
+}
 
-/// An error that JetStream answered with. Its codes are many and the server's; those that mean something here are listed,
-/// what is not is told as the server told it.
+/// The codes that may answer what crossfade asks for (nats-server, `server/errors.json`). One that is not here is told as the server told
+/// it, and not tried again.
+const API: &[(ErrorCode, Means)] = &[
+    // "Maximum bytes exceeded" and the like, on an append.
+    (ErrorCode::STREAM_STORE_FAILED, Means::Full),
+    (ErrorCode::ACCOUNT_RESOURCES_EXCEEDED, Means::Full),
+    (ErrorCode::STORAGE_RESOURCES_EXCEEDED, Means::Full),
+    (ErrorCode::MEMORY_RESOURCES_EXCEEDED, Means::Full),
+    (ErrorCode::INSUFFICIENT_RESOURCES, Means::Full),
+    // A cluster that is not whole, or not yet.
+    (ErrorCode::CLUSTER_INCOMPLETE, Means::Passing),
+    (ErrorCode::CLUSTER_NO_PEERS, Means::Passing),
+    (ErrorCode::CLUSTER_NOT_ACTIVE, Means::Passing),
+    (ErrorCode::CLUSTER_NOT_ASSIGNED, Means::Passing),
+    (ErrorCode::CLUSTER_NOT_AVAILABLE, Means::Passing),
+    (ErrorCode::CLUSTER_NOT_LEADER, Means::Passing),
+    (ErrorCode::PEER_REMAP, Means::Passing),
+    (ErrorCode::RAFT_GENERAL, Means::Passing),
+    (ErrorCode::STREAM_MOVE_IN_PROGRESS, Means::Passing),
+    (ErrorCode::STREAM_OFFLINE, Means::Passing),
+    (ErrorCode::STREAM_TOO_MANY_REQUESTS, Means::Passing),
+    // Readers' consumers live as long as the server remembers them.
+    (ErrorCode::CONSUMER_NOT_FOUND, Means::Passing),
+    (ErrorCode::CONSUMER_DOES_NOT_EXIST, Means::Passing),
+    (ErrorCode::CONSUMER_OFFLINE, Means::Passing),
+    (ErrorCode::CONSUMER_STORE_FAILED, Means::Passing),
+    (ErrorCode::STREAM_WRONG_LAST_SEQUENCE, Means::Conflict),
+    (ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT, Means::Conflict),
+    (ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID, Means::Conflict),
+    (ErrorCode::STREAM_NOT_FOUND, Means::NoStream),
+    (ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, Means::TooLarge),
+    (ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM, Means::TooLarge),
+    (ErrorCode::JETSTREAM_NOT_ENABLED, Means::NoJetStream),
+    (ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT, Means::NoJetStreamForAccount),
+    (ErrorCode::MAXIMUM_CONSUMERS_LIMIT, Means::Settings),
+    (ErrorCode::MAXIMUM_STREAMS_LIMIT, Means::Settings),
+    (ErrorCode::NO_LIMITS, Means::Settings),
+    (ErrorCode::STREAM_INVALID_CONFIG, Means::Settings),
+    (ErrorCode::STREAM_LIMITS, Means::Settings),
+    (ErrorCode::STREAM_MAX_BYTES_REQUIRED, Means::Settings),
+    (ErrorCode::STREAM_MAX_STREAM_BYTES_EXCEEDED, Means::Settings),
+    (ErrorCode::STREAM_NAME_EXIST, Means::Settings),
+    (ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED, Means::Settings),
+    (ErrorCode::STREAM_SEALED, Means::Settings),
+    (ErrorCode::STREAM_SUBJECT_OVERLAP, Means::Settings),
+];
+
+/// An error that JetStream answered with.
 pub(super) fn api(error: &jetstream::Error) -> LogError {
-    let full = [
-        ErrorCode(STORE_FAILED),
-        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
-        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
-        ErrorCode::INSUFFICIENT_RESOURCES,
-    ];
-    let passing = [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_INCOMPLETE, ErrorCode::CLUSTER_NOT_LEADER];
     let code = error.error_code();
-    if full.contains(&code) {
-        LogError::Full
-    } else if code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE {
-        LogError::Conflict { last: Seq::ZERO }
-    } else if code == ErrorCode::STREAM_NOT_FOUND {
-        LogError::NoStream
-    } else if code == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM {
-        LogError::TooLarge
-    } else if code == ErrorCode::JETSTREAM_NOT_ENABLED {
-        LogError::NoJetStream
-    } else if code == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT {
-        LogError::NoJetStreamForAccount
-    } else if passing.contains(&code) || error.code() == 503 {
-        LogError::Unavailable(error.to_string())
-    } else {
-        LogError::Other(format!("JetStream: {error}"))
+    let means = API.iter().find(|(listed, _)| *listed == code).map(|(_, means)| *means);
+    // What a server calls "service unavailable" passes, whatever it is.
+    let means = means.or((error.code() == 503).then_some(Means::Passing));
+    match means {
+        Some(Means::Full) => LogError::Full,
+        Some(Means::Passing) => LogError::Unavailable(error.to_string()),
+        Some(Means::Conflict) => LogError::Conflict { last: Seq::ZERO },
+        Some(Means::NoStream) => LogError::NoStream,
+        Some(Means::TooLarge) => LogError::TooLarge,
+        Some(Means::NoJetStream) => LogError::NoJetStream,
+        Some(Means::NoJetStreamForAccount) => LogError::NoJetStreamForAccount,
+        Some(Means::Settings) => LogError::Refused(error.to_string()),
+        None => LogError::Other(format!("JetStream: {error}")),
     }
 }
 
@@ -173,5 +224,42 @@ pub(super) fn consumer(error: &ConsumerError) -> LogError {
         ConsumerErrorKind::InvalidConsumerType | ConsumerErrorKind::InvalidName | ConsumerErrorKind::Other => {
             LogError::Other(error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn answer(status: usize, code: u64) -> LogError {
+        let json = format!("{{\"code\": {status}, \"err_code\": {code}, \"description\": \"as the server says it\"}}");
+        api(&serde_json::from_str(&json).unwrap())
+    }
+
+    #[test]
+    fn every_listed_code_is_what_the_table_says() {
+        for (code, means) in API {
+            let error = answer(400, code.0);
+            let right = match means {
+                Means::Full => matches!(error, LogError::Full) && error.retry(),
+                Means::Passing => matches!(error, LogError::Unavailable(_)) && error.retry(),
+                Means::Conflict => matches!(error, LogError::Conflict { .. }) && !error.retry(),
+                Means::NoStream => matches!(error, LogError::NoStream) && !error.retry(),
+                Means::TooLarge => matches!(error, LogError::TooLarge) && !error.retry(),
+                Means::NoJetStream => matches!(error, LogError::NoJetStream) && error.retry(),
+                Means::NoJetStreamForAccount => matches!(error, LogError::NoJetStreamForAccount) && !error.retry(),
+                Means::Settings => matches!(error, LogError::Refused(_)) && !error.retry(),
+            };
+            assert!(right, "{code:?}: {error:?}");
+            assert_eq!(API.iter().filter(|(other, _)| other == code).count(), 1, "{code:?} stands there twice");
+        }
+    }
+
+    #[test]
+    fn what_is_not_listed_stops_in_the_servers_words_unless_it_says_to_be_unavailable() {
+        let error = answer(400, 10_003);
+        assert!(matches!(&error, LogError::Other(text) if text.contains("as the server says it")) && !error.retry());
+        assert!(answer(503, 19_999).retry());
     }
 }

@@ -1,0 +1,212 @@
+//! Places where a test lets the process die: between two durable things that change one after the other.
+//!
+//! `model::failpoint!("slot_created")` stands right behind the first of the two. In builds with debug assertions it aborts the process if the
+//! environment says so, in the syntax of the crate [`fail`](https://docs.rs/fail): `FAILPOINTS=slot_created=return`, or after three
+//! passages, `FAILPOINTS=chunk_appended=3*off->return`. An abort, no panic: a panic would end one task, and the rest of the process would tidy up.
+//!
+//! In builds without debug assertions, releases among them, the macro expands to nothing, and of the rest of this module only the names are left.
+//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over all of them.
+
+macro_rules! names {
+    ($($(#[doc = $doc:literal])+ $name:literal,)+) => {
+        /// Every name, each with what it stands behind. Each stands in the code once.
+        pub const ALL: &[(&str, &str)] = &[$(($name, concat!($($doc),+).trim_ascii())),+];
+    };
+}
+
+names! {
+    // Capture, before its first row.
+    /// The copy stream is there, the source's others are not.
+    "copy_stream_created",
+    /// All of a source's streams are there, and empty.
+    "streams_created",
+    /// The log's first record says whose it is.
+    "header_claimed",
+    /// One of the two publications is as it must be.
+    "publication_set",
+    /// Tables were added to a publication, or taken out of it.
+    "publication_altered",
+    /// The slot is there.
+    "slot_created",
+    /// All transactions older than slot and publication have ended.
+    "barrier_passed",
+
+    // Capture, the copy.
+    /// pg_dump's output is in the log.
+    "schema_logged",
+    /// One of the markers before the tables' snapshots is in the source's WAL.
+    "copy_marker_emitted",
+    /// All transactions older than these markers have ended.
+    "copy_barrier_passed",
+    /// A table gave way to the application, and the marker of its next epoch is in the source's WAL.
+    "next_epoch_announced",
+    /// A table's snapshot is in the log.
+    "table_begun",
+    /// A part of a record that is larger than a message is in the log.
+    "blob_appended",
+    /// Rows are in the log, and nothing there says so.
+    "chunk_appended",
+    /// The log says where these rows are.
+    "chunk_logged",
+    /// All rows of a table are in the log.
+    "table_read",
+    /// The log says that a table is complete.
+    "table_ended",
+    /// The marker that joins copy and tail is in the source's WAL.
+    "joined_marker_emitted",
+    /// The log says that the copy is complete, and names that marker.
+    "copy_ended",
+
+    // Capture, the tail.
+    /// The log knows its new writer.
+    "tail_begun",
+    /// A part of a transaction in progress is on the local disk.
+    "spill_written",
+    /// A part of a record that is larger than a message is sent.
+    "blob_pushed",
+    /// Transactions are sent to the log.
+    "batch_sent",
+    /// The log has acknowledged transactions.
+    "log_acknowledged",
+    /// The offset store knows of that.
+    "offset_saved",
+    /// The source is told what it may forget.
+    "wal_acknowledged",
+    /// The log is told that there is nothing new.
+    "heartbeat_sent",
+
+    // The embedded log.
+    /// Messages are stored, and nobody is told.
+    "log_stored",
+    /// Messages are synced, and nobody is told.
+    "log_synced",
+
+    // Apply, before its first row.
+    /// The schema `crossfade` is there.
+    "state_opened",
+    /// A replication origin is there.
+    "origin_created",
+    /// What was left of the lease's last holder is terminated.
+    "holder_ended",
+    /// The lease is taken.
+    "lease_taken",
+    /// Somebody else holds the lease.
+    "lease_lost",
+    /// The lease is given back.
+    "lease_released",
+
+    // Apply, the copy.
+    /// Tables, and what they need, are created in an open transaction.
+    "schema_created",
+    /// Control records are taken in by an open transaction.
+    "control_written",
+    /// Control records are taken in.
+    "control_committed",
+    /// A table's next epoch is noted in an open transaction.
+    "epoch_announced",
+    /// A table's epoch has begun, in an open transaction.
+    "epoch_begun",
+    /// The rows of a table's earlier epoch are gone, in an open transaction.
+    "epoch_emptied",
+    /// Rows are copied, in an open transaction.
+    "chunk_copied",
+    /// The ledger says so, in the same transaction.
+    "ledger_written",
+    /// Rows and ledger are committed.
+    "ledger_committed",
+    /// A key or an index is built, in an open transaction.
+    "index_built",
+    /// A key or an index is built.
+    "index_committed",
+    /// Something that stands on no copied table is built, in an open transaction.
+    "final_built",
+    /// Something that stands on no copied table is built.
+    "final_committed",
+    /// The target says that the tail runs.
+    "tail_started",
+
+    // Apply, the tail.
+    /// Changes are written, in an open transaction.
+    "batch_written",
+    /// A piece of a large transaction is written, in an open transaction.
+    "piece_written",
+    /// What was written set-wise is undone, to be written row by row.
+    "set_undone",
+    /// Tables are emptied by a TRUNCATE, in an open transaction.
+    "tables_emptied",
+    /// The checkpoint is moved, in an open transaction.
+    "checkpoint_moved",
+    /// A marker is noted, in an open transaction.
+    "marker_noted",
+    /// Changes and checkpoint are committed.
+    "batch_committed",
+    /// The tail is past the marker of a table's copy, whose epoch may not have begun.
+    "gate_reached",
+    /// The tail is past the marker of a table's copy, and has begun its epoch.
+    "gated_epoch_begun",
+    /// The tail goes on behind such a marker.
+    "gate_passed",
+    /// A foreign key is there, unchecked.
+    "foreign_added",
+    /// A foreign key is checked.
+    "foreign_checked",
+    /// A trigger or rule is created, in an open transaction.
+    "trigger_created",
+    /// A trigger or rule is created and disabled.
+    "trigger_disabled",
+
+    // `crossfade complete`.
+    /// The slot is gone.
+    "slot_dropped",
+    /// A publication is gone.
+    "publication_dropped",
+    /// The target's schema `crossfade` is gone.
+    "target_schema_dropped",
+    /// A replication origin is gone.
+    "origin_dropped",
+    /// A stream is gone.
+    "stream_removed",
+}
+
+/// Arms what the environment variable `FAILPOINTS` names.
+///
+/// # Errors
+/// A name that is not in [`ALL`], or an action that is none: a test that arms nothing would show nothing.
+#[cfg(debug_assertions)]
+pub fn arm() -> Result<(), String> {
+    let Ok(points) = std::env::var("FAILPOINTS") else { return Ok(()) };
+    for point in points.split(';').filter(|point| !point.trim().is_empty()) {
+        let (name, action) = point.split_once('=').ok_or_else(|| format!("{point:?} names no action"))?;
+        if !ALL.iter().any(|(known, _)| *known == name) {
+            return Err(format!("there is no failpoint {name:?}"));
+        }
+        fail::cfg(name, action)?;
+    }
+    Ok(())
+}
+
+/// What [`failpoint!`](crate::failpoint!) expands to.
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub fn reached(name: &str) {
+    fail::fail_point!(name, |_| {
+        eprintln!("failpoint {name}: abort");
+        std::process::abort()
+    });
+}
+
+/// A place where a test may let the process die; see [`mod@crate::failpoint`].
+#[cfg(debug_assertions)]
+#[macro_export]
+macro_rules! failpoint {
+    ($name:literal) => {
+        $crate::failpoint::reached($name)
+    };
+}
+
+/// A place where a test may let the process die; here it is nothing.
+#[cfg(not(debug_assertions))]
+#[macro_export]
+macro_rules! failpoint {
+    ($name:literal) => {{}};
+}
