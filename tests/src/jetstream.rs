@@ -42,6 +42,24 @@ impl Nats {
         }
     }
 
+    /// Puts a message into a stream, as any client of the server can, and waits until it is stored.
+    pub fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port()))?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let mut out = stream.try_clone()?;
+        write!(out, "CONNECT {{\"verbose\":false}}\r\nSUB answer 1\r\nPUB {subject} answer {}\r\n", payload.len())?;
+        out.write_all(payload)?;
+        out.write_all(b"\r\n")?;
+        for line in BufReader::new(stream).lines() {
+            let line = line?;
+            ensure!(!line.starts_with("-ERR") && !line.contains("\"error\""), "nats-server: {line}");
+            if line.contains("\"seq\"") {
+                return Ok(());
+            }
+        }
+        bail!("the nats-server closed the connection")
+    }
+
     /// The stream whose name ends like that: `TAIL`, for one.
     pub fn stream(&self, ending: &str) -> Result<String> {
         let names = self.jetstream("STREAM.NAMES", &json!({}))?;

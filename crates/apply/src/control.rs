@@ -47,10 +47,21 @@ pub(crate) async fn follow(job: Arc<Job>, lease: Lease, source: String) -> Resul
 }
 
 async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Result<(), ApplyError> {
+    if is_late(session, source, &record).await? {
+        return Ok(());
+    }
     match record {
-        Record::Schema(items) if job.plan.target.schema == SchemaMode::Clone => {
+        Record::Writer(writer) => {
+            session
+                .execute(
+                    "UPDATE crossfade.checkpoint SET copier = $2::text WHERE source = $1::text",
+                    &[&source, &writer.id],
+                )
+                .await?;
+        }
+        Record::Schema(schema) if job.plan.target.schema == SchemaMode::Clone => {
             unjoin(session, source).await?;
-            schema::create(session, source, items).await?;
+            schema::create(session, source, schema.items).await?;
         }
         Record::TableBegin(begin) => table_begin(session, source, begin).await?,
         Record::ChunkLogged(logged) => {
@@ -91,7 +102,8 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
         Record::Schema(_)
         | Record::Header(_)
         | Record::Chunk(_)
-        | Record::Writer(_)
+        | Record::Recopy(_)
+        | Record::TailBegin(_)
         | Record::Batch(_)
         | Record::Heartbeat(_)
         | Record::Blob(_)
@@ -99,6 +111,13 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
         | Record::Unknown => {}
     }
     Ok(())
+}
+
+/// It is of a capture process that copied before the one that copies now: stopped, replaced, and awake again.
+async fn is_late(session: &Session, source: &str, record: &Record) -> Result<bool, ApplyError> {
+    let Some(writer) = record.copier() else { return Ok(false) };
+    let query = "SELECT coalesce(copier <> $2::text, false) FROM crossfade.checkpoint WHERE source = $1::text";
+    Ok(session.query_one(query, &[&source, &writer]).await?.get(0))
 }
 
 /// Before the tail runs an epoch begins at once. Afterwards it begins when the tail reaches its marker: what the tail still

@@ -31,8 +31,8 @@ impl ApplyError {
         match self {
             ApplyError::Pg(error) => pg::policy(error) == pg::Policy::Retry,
             ApplyError::Log(error) => error.retry(),
-            ApplyError::LeaseLost(_) => true,
-            ApplyError::Stop(_) => false,
+            // Whoever has it goes on. This process was stopped for too long, or cut off.
+            ApplyError::LeaseLost(_) | ApplyError::Stop(_) => false,
         }
     }
 

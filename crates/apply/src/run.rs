@@ -47,10 +47,11 @@ const LOOK: Duration = Duration::from_millis(100);
 pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     let job = Arc::new(job);
     let mut started = false;
+    let held = lease::Held::default();
     let mut backoff = Backoff::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let error = match attempt(&job, &stop, &mut started).await {
+        let error = match attempt(&job, &stop, &mut started, &held).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -67,7 +68,12 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     }
 }
 
-async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -> Result<(), ApplyError> {
+async fn attempt(
+    job: &Arc<Job>,
+    stop: &CancellationToken,
+    started: &mut bool,
+    held: &lease::Held,
+) -> Result<(), ApplyError> {
     let session = pg::connect(&job.endpoint, "apply").await?;
     let Some(headers) = headers(job, stop).await? else { return Ok(()) };
     check_target(&headers, &pg::catalog::identity(&session).await?)?;
@@ -95,7 +101,7 @@ async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -
             result = lease::beat(&beat.endpoint, &beat.worker) => result,
         }
     });
-    tasks.spawn(lead(Arc::clone(job), headers, inner.clone()));
+    tasks.spawn(lead(Arc::clone(job), headers, held.clone(), inner.clone()));
     let result = loop {
         tokio::select! {
             biased;
@@ -171,10 +177,15 @@ fn check_target(headers: &[Header], target: &model::Identity) -> Result<(), Prob
 }
 
 /// Waits for the lease, and then does what only its holder may.
-async fn lead(job: Arc<Job>, headers: Vec<Header>, stop: CancellationToken) -> Result<(), ApplyError> {
+async fn lead(
+    job: Arc<Job>,
+    headers: Vec<Header>,
+    held: lease::Held,
+    stop: CancellationToken,
+) -> Result<(), ApplyError> {
     let session = session::writer(&job.endpoint, &job.plan.name, "apply tail").await?;
     let lease = loop {
-        match lease::acquire(&session, &job.worker).await? {
+        match lease::acquire(&session, &job.worker, &held).await? {
             Some(lease) => break lease,
             None => tokio::select! {
                 biased;

@@ -25,7 +25,8 @@ CREATE TABLE crossfade.lease (
     worker text,
     pid int,
     backend_start timestamptz,
-    taken_at timestamptz);
+    taken_at timestamptz,
+    taken_from text);                           -- the worker that held it before and was silent, though its session was there
 INSERT INTO crossfade.lease DEFAULT VALUES;
 
 -- Apply processes, each of which says every two seconds that it lives.
@@ -35,6 +36,7 @@ CREATE TABLE crossfade.worker (worker text PRIMARY KEY, seen_at timestamptz NOT 
 CREATE TABLE crossfade.checkpoint (
     source text PRIMARY KEY,
     control_seq bigint NOT NULL DEFAULT 0,
+    copier text,                                -- id of the writer whose records of copies count
     join_marker text,                           -- reaching it joins copy and tail
     started bool NOT NULL DEFAULT false,        -- the copy is in, the tail runs
     joined bool NOT NULL DEFAULT false,

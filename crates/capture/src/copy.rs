@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::Log;
-use model::{CopyEnd, MarkerKind, Record, TableName};
+use model::{CopyEnd, MarkerKind, Record, Schema, TableName, Writer};
 use pg::Session;
 use pg::catalog::Table;
 use plan::SchemaMode;
@@ -28,22 +28,27 @@ use crate::{CaptureError, barrier, claim, marker, schema};
 const REST: Duration = Duration::from_secs(2);
 
 /// Copies what the log does not have yet, and says so at the end.
-pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<(), CaptureError> {
+pub(crate) async fn run(running: &Arc<Running>) -> Result<(), CaptureError> {
     let job = &running.job;
-    let session = pg::connect(&job.endpoint, "copy").await?;
+    let log: &dyn Log = &*job.log;
     let stream = claim::streams(&job.plan.name, &job.source.name).copy;
     // None that came later: it is not published.
     let mut tables = running.tables.clone();
-    if progress.complete(&tables) {
+    if progress(&job.log, &running.header).await?.complete(&tables) {
         return Ok(());
     }
-    let log: &dyn Log = &*job.log;
+    let session = pg::connect(&job.endpoint, "copy").await?;
+    // From here on nothing counts that a process appends which copied before this one, was stopped, and wakes.
+    let hello = Writer { id: running.writer.clone(), name: job.worker.clone(), anew: false };
+    log::append_record(log, &stream, Record::Writer(hello)).await?;
+    let progress = progress(&job.log, &running.header).await?;
     if job.plan.target.schema == SchemaMode::Clone {
         let dumped: Vec<TableName> =
             tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
         if !progress.schema || !dumped.is_empty() {
             let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
-            log::append_record(log, &stream, Record::Schema(items)).await?;
+            let schema = Schema { items, whole: !progress.schema };
+            log::append_record(log, &stream, Record::Schema(schema)).await?;
         }
     }
     // The largest first: what takes longest must not start last.
@@ -64,7 +69,12 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     all.sort();
     let id = format!("{} {}", uuid::Uuid::new_v4(), job.source.name);
     marker::emit(&session, &running.header.nonce, MarkerKind::Joined, &id).await?;
-    log::append_record(log, &stream, Record::CopyEnd(CopyEnd { marker: id, tables: all })).await?;
+    log::append_record(
+        log,
+        &stream,
+        Record::CopyEnd(CopyEnd { marker: id, tables: all, writer: running.writer.clone() }),
+    )
+    .await?;
     info!(source = job.source.name, "every table is copied");
     Ok(())
 }

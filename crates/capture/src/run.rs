@@ -43,6 +43,10 @@ pub(crate) struct Running {
     pub header: Header,
     /// A 64-bit transaction id near those that are in use, for widening the 32-bit ones of the tail.
     pub near: AtomicU64,
+    /// Under which it copies.
+    pub writer: String,
+    /// Those of the tail that this process has been.
+    pub writers: tail::Writers,
     /// Id of the last catalog marker that came back through the tail.
     pub catalog: tokio::sync::watch::Sender<String>,
     /// The plan's tables when they were published: what is copied, and what must stay as it was.
@@ -71,10 +75,11 @@ impl Running {
 /// It could not start, or something stopped it that only a person can mend.
 pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     let mut started = false;
+    let writers = tail::Writers::default();
     let mut backoff = Backoff::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let error = match attempt(&job, &stop, &mut started).await {
+        let error = match attempt(&job, &stop, &mut started, &writers).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -91,11 +96,16 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     }
 }
 
-async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Result<(), CaptureError> {
+async fn attempt(
+    job: &Job,
+    stop: &CancellationToken,
+    started: &mut bool,
+    writers: &tail::Writers,
+) -> Result<(), CaptureError> {
     let ready = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        ready = prepare(job, !*started) => ready?,
+        ready = prepare(job, !*started, writers) => ready?,
     };
     *started = true;
     let Ready { running, from } = ready;
@@ -106,8 +116,7 @@ async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Res
     let copy = async {
         // Only who holds the slot copies: two at once would number their epochs and chunks alike.
         if holds_slot.clone().wait_for(|holds| *holds).await.is_ok() {
-            let progress = copy::progress(&job.log, &running.header).await?;
-            copy::run(&running, progress).await?;
+            copy::run(&running).await?;
         }
         std::future::pending::<Result<(), CaptureError>>().await
     };
@@ -153,7 +162,7 @@ struct Ready {
 }
 
 /// Everything that comes before the first row: identity, streams, publication, slot, gap check.
-async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
+async fn prepare(job: &Job, first: bool, writers: &tail::Writers) -> Result<Ready, CaptureError> {
     let session = pg::connect(&job.endpoint, "capture").await?;
     if first {
         // Later, what it would find may pass: a server that is not done with its restart, senders that are busy.
@@ -163,6 +172,7 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
         }
     }
     let header = claim_streams(job, &session).await?;
+    writers.check(&*job.log, &claim::streams(&job.plan.name, &job.source.name).tail).await?;
     let progress = copy::progress(&job.log, &header).await?;
     let name = slot::slot_name(&job.plan.name, &job.source.name);
     let limit = job.plan.limits.barrier_timeout;
@@ -191,6 +201,8 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
             job: job.clone(),
             header,
             near,
+            writer: uuid::Uuid::new_v4().to_string(),
+            writers: writers.clone(),
             catalog: tokio::sync::watch::Sender::new(String::new()),
             tables,
             truncated: Mutex::default(),

@@ -20,6 +20,8 @@ pub(crate) struct Progress {
     columns: BTreeMap<TableName, Vec<CopyColumn>>,
     /// What the last `CopyEnd` names.
     ended: Vec<(TableName, u32)>,
+    /// Id of the last `Writer`. What another one appends is of a process that was replaced and does not know it yet.
+    writer: Option<String>,
 }
 
 impl Progress {
@@ -72,11 +74,19 @@ impl Progress {
         self.tables.get(table).is_some_and(|(_, done)| *done)
     }
 
+    /// It is of a process that copied before the one that copies now.
+    fn is_late(&self, record: &Record) -> bool {
+        record.copier().zip(self.writer.as_deref()).is_some_and(|(writer, now)| writer != now)
+    }
+
     fn take(&mut self, record: Record, chunks: Seq) {
         match record {
-            Record::Schema(items) => {
+            Record::Writer(writer) => self.writer = Some(writer.id),
+            record if self.is_late(&record) => {}
+            Record::Schema(schema) => {
                 self.schema = true;
-                self.dumped.extend(items.into_iter().filter(|item| item.kind == "TABLE").filter_map(|item| item.table));
+                self.dumped
+                    .extend(schema.items.into_iter().filter(|item| item.kind == "TABLE").filter_map(|item| item.table));
             }
             Record::TableBegin(begin) => {
                 self.tables.insert(begin.table.clone(), (begin.epoch, false));
@@ -97,7 +107,8 @@ impl Progress {
             }
             Record::Header(_)
             | Record::Chunk(_)
-            | Record::Writer(_)
+            | Record::Recopy(_)
+            | Record::TailBegin(_)
             | Record::Batch(_)
             | Record::Heartbeat(_)
             | Record::Blob(_)

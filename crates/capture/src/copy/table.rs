@@ -72,12 +72,19 @@ pub(super) async fn copy(
         rows_estimated: table.rows_estimated.max(0),
         bytes_estimated: table.bytes,
         marker: marker::copy_id(&table.name, epoch),
+        writer: running.writer.clone(),
     };
     log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;
 
     let shared = Arc::new(Shared {
         running: Arc::clone(running),
-        chunks: Arc::new(Chunks::new(Arc::clone(&job.log), streams.clone(), table.name.clone(), epoch)),
+        chunks: Arc::new(Chunks::new(
+            Arc::clone(&job.log),
+            streams.clone(),
+            table.name.clone(),
+            epoch,
+            running.writer.clone(),
+        )),
         snapshot: row.get(1),
         application: row.get(2),
         next: AtomicI64::new(0),
@@ -93,7 +100,7 @@ pub(super) async fn copy(
     // While the leader's transaction lives, nothing can have emptied the table under its readers.
     leader.query_one("SELECT 1", &[]).await?;
     let (chunks, rows) = shared.chunks.counts();
-    let end = TableEnd { table: name.clone(), epoch, chunks, rows };
+    let end = TableEnd { table: name.clone(), epoch, chunks, rows, writer: running.writer.clone() };
     log::append_record(&*job.log, &streams.copy, Record::TableEnd(end)).await?;
     leader.batch_execute("COMMIT").await?;
     info!(table = %name, rows, chunks, "copied");

@@ -1,5 +1,5 @@
 use log::{Log, LogError, StreamName};
-use model::{Header, Lsn, Record, Seq, Writer};
+use model::{Header, Lsn, Record, Seq};
 use offsets::Store;
 use tracing::warn;
 
@@ -45,21 +45,8 @@ fn complete(record: &Record) -> Option<Lsn> {
     }
 }
 
-/// Who wrote the stream last.
-pub(super) async fn last_writer(log: &dyn Log, tail: &StreamName) -> Result<Option<Writer>, LogError> {
-    let Some(state) = log.state(tail).await? else { return Ok(None) };
-    let mut seq = state.last;
-    while seq >= state.first && seq > Seq::ZERO {
-        if let Some(Record::Writer(writer)) = record(log, tail, seq).await? {
-            return Ok(Some(writer));
-        }
-        seq = Seq(seq.0 - 1);
-    }
-    Ok(None)
-}
-
 /// `None` where the stream lacks the message, or the beginning of the record that it ends.
-async fn record(log: &dyn Log, tail: &StreamName, seq: Seq) -> Result<Option<Record>, LogError> {
+pub(super) async fn record(log: &dyn Log, tail: &StreamName, seq: Seq) -> Result<Option<Record>, LogError> {
     match log::get_record(log, tail, seq).await {
         Ok(record) => Ok(Some(record)),
         Err(LogError::Missing { .. }) => Ok(None),
