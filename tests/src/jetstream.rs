@@ -77,6 +77,11 @@ impl Nats {
         info["state"]["last_seq"].as_u64().context("a state")
     }
 
+    /// Deletes a stream.
+    pub fn delete(&self, ending: &str) -> Result<()> {
+        self.jetstream(&format!("STREAM.DELETE.{}", self.stream(ending)?), &json!({})).map(drop)
+    }
+
     /// Changes one setting of a stream.
     pub fn reconfigure(&self, stream: &str, key: &str, value: Value) -> Result<()> {
         let info = self.jetstream(&format!("STREAM.INFO.{stream}"), &json!({}))?;

@@ -1,5 +1,5 @@
 //! The initial copy. Per table one epoch: a marker, the barrier, a snapshot under a lock, chunks, the end. A table whose
-//! copy was cut off starts over as its next epoch; tables that are done are done.
+//! copy was cut off starts over as its next epoch; tables that are done are done, until somebody asks for another copy.
 //!
 //! [`progress`] is what the log says has been copied, [`table`] copies one table, [`chunks`] takes its rows to the log.
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::Log;
-use model::{CopyEnd, MarkerKind, Record, Schema, TableName, Writer};
+use model::{CopyEnd, MarkerKind, Record, Schema, Seq, TableName, Writer};
 use pg::Session;
 use pg::catalog::Table;
 use plan::SchemaMode;
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-pub(crate) use progress::{Progress, progress};
+pub(crate) use progress::{Progress, asked, progress};
 
 use crate::run::Running;
 use crate::{CaptureError, barrier, claim, marker, schema};
@@ -27,21 +27,39 @@ use crate::{CaptureError, barrier, claim, marker, schema};
 /// How long a table that gave way to the application rests before its copy starts over.
 const REST: Duration = Duration::from_secs(2);
 
-/// Copies what the log does not have yet, and says so at the end.
-pub(crate) async fn run(running: &Arc<Running>) -> Result<(), CaptureError> {
+/// Copies what the log does not have yet, and says so at the end; then again whatever somebody asks for.
+///
+/// # Errors
+/// Everything is asked for, too: that begins with the tail.
+pub(crate) async fn run(running: &Arc<Running>, known: Progress) -> Result<(), CaptureError> {
+    let mut last = known.last;
+    // None that came later: it is not published.
+    let mut complete = known.complete(&running.tables);
+    loop {
+        if !complete {
+            last = round(running).await?;
+        }
+        if asked(&running.job.log, &running.header, last).await? {
+            return Err(CaptureError::Again("everything is to be copied again".to_owned()));
+        }
+        complete = false;
+    }
+}
+
+/// Copies what the log does not have yet, once. Returns the last record that says what that is.
+async fn round(running: &Arc<Running>) -> Result<Seq, CaptureError> {
     let job = &running.job;
     let log: &dyn Log = &*job.log;
     let stream = claim::streams(&job.plan.name, &job.source.name).copy;
-    // None that came later: it is not published.
     let mut tables = running.tables.clone();
-    if progress(&job.log, &running.header).await?.complete(&tables) {
-        return Ok(());
-    }
     let session = pg::connect(&job.endpoint, "copy").await?;
     // From here on nothing counts that a process appends which copied before this one, was stopped, and wakes.
     let hello = Writer { id: running.writer.clone(), name: job.worker.clone(), anew: false };
     log::append_record(log, &stream, Record::Writer(hello)).await?;
     let progress = progress(&job.log, &running.header).await?;
+    if progress.complete(&tables) {
+        return Ok(progress.last);
+    }
     if job.plan.target.schema == SchemaMode::Clone {
         let dumped: Vec<TableName> =
             tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
@@ -76,7 +94,7 @@ pub(crate) async fn run(running: &Arc<Running>) -> Result<(), CaptureError> {
     )
     .await?;
     info!(source = job.source.name, "every table is copied");
-    Ok(())
+    Ok(progress.last)
 }
 
 /// Several tables at once, large ones by several connections; never more than the plan's `copy_workers` read at a time.

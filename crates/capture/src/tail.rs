@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use log::{Chain, LogError, StreamName};
-use model::{Heartbeat, Lsn, Record, Writer};
+use model::{Heartbeat, Lsn, Record, TailBegin, Writer};
 use offsets::TailPosition;
 use pg::{Frame, Replication, ReplicationStream};
 use tokio::sync::watch;
@@ -127,12 +127,19 @@ impl Tail {
         let mut chain = job.log.chain(&name, from.last).await?;
         let max = job.log.max_message();
         running.writers.add(&writer);
-        let hello = Record::Writer(Writer { id: writer.clone(), name: job.worker.clone(), anew: false });
-        let begun = log::push_record(&mut *chain, max, hello).await?;
+        let anew = running.anew();
+        let hello = Writer { id: writer.clone(), name: job.worker.clone(), anew: anew.is_some() };
+        let begun = log::push_record(&mut *chain, max, Record::Writer(hello)).await?;
         // Says where the tail begins: from here on the slot must never be ahead of the log.
         let seq = log::push_record(&mut *chain, max, beat(start, &writer)).await?;
         chain.settle().await?;
         running.writers.begun(begun);
+        if let Some(recopy) = anew {
+            // Until this is logged, everything of the recopy is to be done; apply waits at the hello for it.
+            let record = Record::TailBegin(TailBegin { recopy, lsn: start, sequence: begun });
+            log::append_record(&*job.log, &claim::streams(&job.plan.name, &job.source.name).copy, record).await?;
+            running.begun_anew();
+        }
         info!(source = job.source.name, from = %start, "tail starts");
         let mut confirm = Confirm::new(start);
         confirm.pushed(seq, start);

@@ -117,7 +117,7 @@ codes! {
     PrivilegeMissing = "privilege_missing", exit 2;
     /// A table has no replica identity, so its updates and deletes could not be followed.
     IdentityMissing = "identity_missing", exit 2;
-    /// The plan selects no table.
+    /// The plan selects no table, or a command was given one that it has not copied.
     NoTables = "no_tables", exit 2;
     /// The target already has tables that `clone` would create, or is another plan's.
     TargetNotEmpty = "target_not_empty", exit 2;

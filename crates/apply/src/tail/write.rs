@@ -96,7 +96,7 @@ fn at_commit(error: ApplyError, group: &Group) -> ApplyError {
     .into()
 }
 
-const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, and start again; nothing was skipped";
+const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, or copy the table again (`crossfade recopy TABLE`), and start again; nothing was skipped";
 
 /// Waits until the copy that `marker` announced, or a later one of the same table, is in.
 async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: &str) -> Result<(), ApplyError> {
@@ -314,7 +314,7 @@ impl Writer<'_> {
                 "UPDATE crossfade.checkpoint SET lsn = '0/0'::pg_lsn + $3::int8::numeric, seq = $4, transactions = transactions + $6, rows = rows + $7,
                         commit_time = to_timestamp($5::int8 / 1000000) + make_interval(secs => ($5::int8 % 1000000) / 1000000.0::float8),
                         applied_at = clock_timestamp()
-                  WHERE source = $1::text AND lsn = '0/0'::pg_lsn + $2::int8::numeric",
+                  WHERE source = $1::text AND lsn = '0/0'::pg_lsn + $2::int8::numeric AND seq = $8",
                 &[
                     &source,
                     &(checkpoint.lsn.0 as i64),
@@ -323,6 +323,7 @@ impl Writer<'_> {
                     &advance.commit_time,
                     &advance.transactions,
                     &advance.rows,
+                    &(checkpoint.seq.0 as i64),
                 ],
             )
             .await?;
