@@ -4,6 +4,7 @@
 //! the slot ([`slot`]) and pass the [`barrier`]; then [`copy`] and [`tail`] go on side by side, while [`watch`] looks at the
 //! catalogs for what the tail does not say. [`chain`] refuses what does not meet; [`recopy`] is the way out. [`schema`] is what pg_dump says,
 //! [`preflight`] what must be right before anything is changed, [`remove`] takes everything away again.
+//! [`guard`] keeps the source's disk from running full of WAL.
 //!
 //! Knows nothing of the target but its identity, and never writes to a table of the source.
 
@@ -12,6 +13,7 @@ mod chain;
 mod claim;
 mod copy;
 mod error;
+mod guard;
 mod marker;
 mod preflight;
 mod publication;

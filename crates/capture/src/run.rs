@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::copy::Progress;
-use crate::{CaptureError, barrier, chain, claim, copy, preflight, publication, select, slot, tail, watch};
+use crate::{CaptureError, barrier, chain, claim, copy, guard, preflight, publication, select, slot, tail, watch};
 
 /// What capture of one source needs.
 #[derive(Clone)]
@@ -86,12 +86,21 @@ impl Running {
 /// # Errors
 /// It could not start, or something stopped it that only a person can mend.
 pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
+    let kept = tokio::select! {
+        biased;
+        result = capture(&job, &stop) => return result,
+        kept = guard::watch(&job) => kept,
+    };
+    Err(guard::give_up(&job, kept).await)
+}
+
+async fn capture(job: &Job, stop: &CancellationToken) -> Result<(), Problem> {
     let mut started = false;
     let writers = tail::Writers::default();
     let mut backoff = Backoff::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let error = match attempt(&job, &stop, &mut started, &writers).await {
+        let error = match attempt(job, stop, &mut started, &writers).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };

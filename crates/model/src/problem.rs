@@ -151,6 +151,8 @@ codes! {
     DiskShort = "disk_short", exit 2;
     /// The slot is gone or can no longer serve what is needed.
     SlotLost = "slot_lost", exit 1;
+    /// The slot was dropped, as the plan says, because the source kept back too much WAL for it.
+    SlotGivenUp = "slot_given_up", exit 1;
     /// Somebody else writes this plan's tail.
     WriterRefused = "writer_refused", exit 1;
     /// Log, slot and checkpoint do not meet: something in between is missing.
