@@ -217,6 +217,43 @@ impl Cluster {
         self.boot()
     }
 
+    /// Keeps a copy of its data as it is, under a name; the server must be stopped. What [`Cluster::put_back`] puts back.
+    pub fn keep(&self, name: &str) -> Result<()> {
+        ensure!(self.server.is_none(), "the server runs");
+        copy_folder(&self.data(), &self.folder.path().join(name))
+    }
+
+    /// Puts its data back to what it was at [`Cluster::keep`]; the server must be stopped.
+    pub fn put_back(&mut self, name: &str) -> Result<()> {
+        ensure!(self.server.is_none(), "the server runs");
+        std::fs::remove_dir_all(self.data())?;
+        copy_folder(&self.folder.path().join(name), &self.data())
+    }
+
+    /// A hot standby of it, on a port of its own: physical replication from now on, and no slot of this one there.
+    pub fn standby(&self) -> Result<Cluster> {
+        let folder = temp_folder("pg")?;
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        own(folder.path())?;
+        let mut standby = Cluster { folder, port: Port::reserve()?, server: None };
+        let mut backup = command(bin("pg_basebackup")?, As::Postgres, "KILL", standby.folder.path())?;
+        backup.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d"]).arg(self.socket_dsn("postgres"));
+        run(backup.arg("-D").arg(standby.data()))?;
+        let conf = standby.data().join("postgresql.conf");
+        let text = std::fs::read_to_string(&conf)?;
+        let own =
+            format!("port = {}\nunix_socket_directories = '{}'\n", standby.port(), standby.folder.path().display());
+        std::fs::write(&conf, text + &own)?;
+        standby.boot()?;
+        Ok(standby)
+    }
+
+    /// Makes a standby a primary of its own.
+    pub fn promote(&self) -> Result<()> {
+        ensure!(self.psql("postgres", "SELECT pg_promote()")? == "t", "it is not promoted");
+        Ok(())
+    }
+
     /// The end of the server's log.
     pub fn log_tail(&self) -> String {
         tail(&self.folder.path().join("postgres.log"), 30)
@@ -233,11 +270,12 @@ impl Cluster {
         Attached::start(postgres)
     }
 
-    /// The eighth line of postmaster.pid says `ready` once connections are taken.
+    /// The eighth line of postmaster.pid says `ready`, or `standby`, once connections are taken.
     fn is_ready(&self, pid: u32) -> bool {
         let text = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let mut lines = text.lines();
-        lines.next() == Some(&pid.to_string()) && lines.nth(6).is_some_and(|status| status.trim() == "ready")
+        lines.next() == Some(&pid.to_string())
+            && lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
     }
 
     /// Gives the copy an identity of its own: clusters are told apart by their system identifier. It stands at the
@@ -348,6 +386,11 @@ pub(crate) fn tail(file: &Path, lines: usize) -> String {
         }
         Err(error) => format!("({}: {error})", file.display()),
     }
+}
+
+/// Copies a folder, with owners and rights.
+pub(crate) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to)).map(drop)
 }
 
 fn own(path: &Path) -> Result<()> {

@@ -42,6 +42,24 @@ impl Nats {
         }
     }
 
+    /// Puts a message into a stream, as any client of the server can, and waits until it is stored.
+    pub fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port()))?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let mut out = stream.try_clone()?;
+        write!(out, "CONNECT {{\"verbose\":false}}\r\nSUB answer 1\r\nPUB {subject} answer {}\r\n", payload.len())?;
+        out.write_all(payload)?;
+        out.write_all(b"\r\n")?;
+        for line in BufReader::new(stream).lines() {
+            let line = line?;
+            ensure!(!line.starts_with("-ERR") && !line.contains("\"error\""), "nats-server: {line}");
+            if line.contains("\"seq\"") {
+                return Ok(());
+            }
+        }
+        bail!("the nats-server closed the connection")
+    }
+
     /// The stream whose name ends like that: `TAIL`, for one.
     pub fn stream(&self, ending: &str) -> Result<String> {
         let names = self.jetstream("STREAM.NAMES", &json!({}))?;
@@ -57,6 +75,11 @@ impl Nats {
     pub fn last(&self, stream: &str) -> Result<u64> {
         let info = self.jetstream(&format!("STREAM.INFO.{stream}"), &json!({}))?;
         info["state"]["last_seq"].as_u64().context("a state")
+    }
+
+    /// Deletes a stream.
+    pub fn delete(&self, ending: &str) -> Result<()> {
+        self.jetstream(&format!("STREAM.DELETE.{}", self.stream(ending)?), &json!({})).map(drop)
     }
 
     /// Changes one setting of a stream.

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::attached::{As, Attached, command};
-use crate::cluster::tail;
+use crate::cluster::{copy_folder, tail};
 use crate::folder::temp_folder;
 use crate::{Authority, KeyPairFiles, Port};
 
@@ -132,6 +132,21 @@ impl Nats {
     /// `kill -9`; the store stays as it is.
     pub fn kill9(&mut self) -> Result<()> {
         self.server.take().map_or(Ok(()), |mut server| server.kill9())
+    }
+
+    /// Keeps a copy of its store as it is, under a name; the server must be stopped. What [`Nats::put_back`] puts back.
+    pub fn keep(&self, name: &str) -> Result<()> {
+        ensure!(self.server.is_none(), "the nats-server runs");
+        copy_folder(&self.folder.path().join("store"), &self.folder.path().join(name))
+    }
+
+    /// Puts its store back to what it was at [`Nats::keep`], as a power loss does with what was not synced; the server must be
+    /// stopped.
+    pub fn put_back(&mut self, name: &str) -> Result<()> {
+        ensure!(self.server.is_none(), "the nats-server runs");
+        let store = self.folder.path().join("store");
+        std::fs::remove_dir_all(&store)?;
+        copy_folder(&self.folder.path().join(name), &store)
     }
 
     /// Starts it again after [`Nats::stop`] or [`Nats::kill9`], on the same port and store.

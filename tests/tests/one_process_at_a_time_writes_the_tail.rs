@@ -1,10 +1,12 @@
-//! Given a holder of the lease that stalls, or loses the lease in the middle of a batch: it writes nothing more, and no batch is applied twice. The
-//! table has no key, so that a row that came twice shows.
+//! Given a process that is stopped (SIGSTOP), replaced, and continued, or that loses the lease in the middle of a batch: it is refused and told by
+//! whom, it writes nothing more, and no batch is applied twice. The table has no key, so that a row that came twice shows.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use crossfade_tests::{Cluster, Crossfade, Running, World, follow, until};
+use anyhow::{Context, Result, ensure};
+use crossfade_tests::mixed::{self, Writers};
+use crossfade_tests::{Cluster, Crossfade, Nats, Running, World, follow, until};
+use model::{CopyColumn, CopyEnd, Record, Snapshot, TableBegin, TableEnd, TableName};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio_postgres::Client;
@@ -42,13 +44,13 @@ fn signal(process: &Running, signal: Signal) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_holder_is_taken_over_and_writes_nothing_when_it_wakes() -> Result<()> {
+async fn a_stopped_apply_that_was_replaced_is_refused_when_it_wakes_and_nothing_of_it_arrives() -> Result<()> {
     let world = World::with_nats()?;
     journal(&world)?;
     let (here, there, elsewhere) =
         (Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?);
     let mut capture = here.start(&["capture"])?;
-    let mut first = there.start(&["apply"])?;
+    let first = there.start(&["apply", "--json"])?;
     here.wait_for_phase(&mut capture, "following", MINUTE).await?;
     let mut second = elsewhere.start(&["apply"])?;
     let observer = world.target.client("app").await?;
@@ -83,12 +85,98 @@ async fn a_stopped_holder_is_taken_over_and_writes_nothing_when_it_wakes() -> Re
     eprintln!("taken over after {:?}", stopped.elapsed());
     signal(&first, Signal::SIGCONT)?;
     world.at_source("INSERT INTO journal SELECT 'awake ' || i FROM generate_series(1, 100) AS i")?;
+    is_refused_by(first, &second).await?;
     here.wait_for_lag_zero(&mut capture, MINUTE).await?;
     world.expect_equal().await?;
-    ensure!(first.is_running()? && second.is_running()?, "both go on");
     capture.stop().await?;
-    first.stop().await?;
     second.stop().await
+}
+
+/// It ends, and says who has its place.
+async fn is_refused_by(first: Running, second: &Running) -> Result<()> {
+    let ended = first.finish(MINUTE).await?;
+    ensure!(ended.status.code() == Some(1) && ended.error_code()? == "writer_refused", "{ended:?}");
+    ensure!(ended.stdout.contains(&format!(":{}", second.pid())), "it does not say by whom: {}", ended.stdout);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_capture_that_was_replaced_is_refused_when_it_wakes_and_nothing_of_it_arrives() -> Result<()> {
+    // The source gives a silent reader's slot to the next one after this time.
+    let source = Cluster::build().set("wal_sender_timeout", "3s").start()?;
+    let world = World::of(source, Cluster::start()?, Some(Nats::start()?))?;
+    mixed::create(&world.source, "app")?;
+    let plan = mixed::plan(world.plan());
+    let (here, there, elsewhere) = (Crossfade::new(&plan)?, Crossfade::new(&plan)?, Crossfade::new(&plan)?);
+    let mut apply = there.start(&["apply"])?;
+    let mut first = here.start(&["capture", "--json"])?;
+    here.wait_for_phase(&mut first, "following", MINUTE).await?;
+    let writers = Writers::start(&world.source, "app", 2, 21).await?;
+    let some = async |count: u64| {
+        let before = writers.transactions();
+        until("some transactions", MINUTE, || async { Ok((writers.transactions() > before + count).then_some(())) })
+            .await
+    };
+    some(200).await?;
+    // In the middle of the load: it has appends under way, and more to read.
+    signal(&first, Signal::SIGSTOP)?;
+    let mut second = elsewhere.start(&["capture"])?;
+    until("the other one writes", MINUTE, || async { Ok(second.log_tail().contains("tail starts").then_some(())) })
+        .await?;
+    some(200).await?;
+    signal(&first, Signal::SIGCONT)?;
+    some(200).await?;
+    is_refused_by(first, &second).await?;
+    writers.stop().await?;
+    elsewhere.wait_for_lag_zero(&mut second, MINUTE).await?;
+    world.expect_equal().await?;
+    second.stop().await?;
+    apply.stop().await
+}
+
+/// What it has under way to the copy's streams is not chained: these are written by many at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replaced_capture_says_of_its_copies_is_void() -> Result<()> {
+    let world = World::with_nats()?;
+    journal(&world)?;
+    let nats = world.nats.as_ref().context("a world with NATS")?;
+    let crossfade = Crossfade::new(&plan(&world))?;
+    let mut run = follow::following(&crossfade).await?;
+    let table = TableName::new("public", "journal");
+    let writer = "replaced".to_owned();
+    let column = CopyColumn { name: "what".into(), type_name: "text".into() };
+    let begin = TableBegin {
+        table: table.clone(),
+        epoch: 2,
+        snapshot: Snapshot::default(),
+        columns: vec![column],
+        key: Vec::new(),
+        root: None,
+        partition_bound: String::new(),
+        rows_estimated: 0,
+        bytes_estimated: 0,
+        marker: "2 public.journal".into(),
+        writer: writer.clone(),
+    };
+    let end = TableEnd { table: table.clone(), epoch: 2, chunks: 0, rows: 0, writer: writer.clone() };
+    let done = CopyEnd { marker: "nobody emits it".into(), tables: vec![(table, 2)], writer };
+    for record in [Record::TableBegin(begin), Record::TableEnd(end), Record::CopyEnd(done)] {
+        nats.publish("crossfade.shop.shop.copy", &record.encode())?;
+    }
+    let last = nats.last(&nats.stream("_COPY")?)?;
+    let taken = format!("SELECT 1 FROM crossfade.checkpoint WHERE control_seq >= {last}");
+    let target = world.target.client("app").await?;
+    until("apply has seen them", MINUTE, || async { Ok(target.query_opt(&taken, &[]).await?) }).await?;
+    world.at_source("INSERT INTO journal VALUES ('later')")?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    run.stop().await?;
+    // Capture reads them again when it starts.
+    let mut run = crossfade.start(&["run"])?;
+    world.at_source("INSERT INTO journal VALUES ('last')")?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    world.expect_equal().await?;
+    ensure!(world.at_target("SELECT epoch, next_epoch IS NULL FROM crossfade.tables")? == "1|t");
+    run.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,13 +204,14 @@ async fn the_lease_cannot_be_taken_from_under_an_open_batch_and_nothing_is_writt
     other.batch_execute(take).await?;
     let before: String = other.query_one(lsn, &[]).await?.get(0);
     world.at_source("INSERT INTO journal VALUES ('without the lease')")?;
-    until("the loss is noticed", MINUTE, || async { Ok(run.log_tail().contains("holds the lease now").then_some(())) })
-        .await?;
+    let ended = run.finish(MINUTE).await?;
+    ensure!(ended.status.code() == Some(1) && ended.stderr.contains("other:1"), "{ended:?}");
     ensure!(
         world.at_target("SELECT count(*) FROM journal")? == "101"
             && other.query_one(lsn, &[]).await?.get::<_, String>(0) == before
     );
     drop(other);
+    let mut run = crossfade.start(&["run"])?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     run.stop().await

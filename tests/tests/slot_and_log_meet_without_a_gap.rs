@@ -49,7 +49,7 @@ async fn refused(world: &World, crossfade: &Crossfade, command: &str, code: &str
     let ended = crossfade.start(&[command, "--json"])?.finish(MINUTE).await?;
     ensure!(ended.status.code() == Some(1), "{ended:?}");
     ensure!(ended.error_code()? == code, "{code} expected: {ended:?}");
-    ensure!(ended.stdout.contains("crossfade complete"), "no way out is told: {}", ended.stdout);
+    ensure!(ended.stdout.contains("crossfade recopy"), "no way out is told: {}", ended.stdout);
     ensure!(world.at_target(content)? == before, "something was applied across the gap");
     Ok(())
 }

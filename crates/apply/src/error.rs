@@ -14,6 +14,9 @@ pub enum ApplyError {
     /// Another process took the lease.
     #[error("another apply process holds the lease now: {0}")]
     LeaseLost(String),
+    /// It has to start again from what the target says, for this reason.
+    #[error("{0}")]
+    Again(String),
     /// Something that a person has to decide.
     #[error(transparent)]
     Stop(#[from] Problem),
@@ -31,8 +34,9 @@ impl ApplyError {
         match self {
             ApplyError::Pg(error) => pg::policy(error) == pg::Policy::Retry,
             ApplyError::Log(error) => error.retry(),
-            ApplyError::LeaseLost(_) => true,
-            ApplyError::Stop(_) => false,
+            ApplyError::Again(_) => true,
+            // Whoever has it goes on. This process was stopped for too long, or cut off.
+            ApplyError::LeaseLost(_) | ApplyError::Stop(_) => false,
         }
     }
 
@@ -46,7 +50,7 @@ impl ApplyError {
     pub(crate) fn is_constraint(&self) -> bool {
         match self {
             ApplyError::Pg(error) => pg::policy(error) == pg::Policy::Constraint,
-            ApplyError::Log(_) | ApplyError::LeaseLost(_) | ApplyError::Stop(_) => false,
+            ApplyError::Log(_) | ApplyError::LeaseLost(_) | ApplyError::Again(_) | ApplyError::Stop(_) => false,
         }
     }
 }
@@ -57,6 +61,9 @@ impl From<ApplyError> for Problem {
             ApplyError::Pg(error) => error.into(),
             ApplyError::Log(error) => error.into(),
             ApplyError::Stop(problem) => problem,
+            ApplyError::Again(why) => {
+                Problem::new(Code::Internal, "apply", why, "start it again; if it comes back, report it")
+            }
             ApplyError::LeaseLost(_) => Problem::new(
                 Code::WriterRefused,
                 "the target's lease",

@@ -1,5 +1,7 @@
 //! Who applies the tail. The row in the target decides; the token counts up with every holder.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use pg::{Endpoint, Session};
@@ -17,6 +19,10 @@ const STALE: f64 = 6.0;
 pub(crate) struct Lease {
     pub token: i64,
 }
+
+/// The token of the last lease that this process had, over all its connections; 0 for none.
+#[derive(Clone, Default)]
+pub(crate) struct Held(Arc<AtomicI64>);
 
 /// Says for ever that this process lives.
 pub(crate) async fn beat(endpoint: &Endpoint, worker: &str) -> Result<(), ApplyError> {
@@ -40,14 +46,18 @@ async fn alive(session: &Session, worker: &str) -> Result<(), ApplyError> {
 }
 
 /// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backends
-/// are terminated first, so that nothing of it is still under way.
-pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Lease>, ApplyError> {
+/// are terminated first, so that nothing of it is still under way. `held` is the last one that this process had.
+///
+/// # Errors
+/// It was taken from this process, which was silent for too long.
+pub(crate) async fn acquire(session: &Session, worker: &str, held: &Held) -> Result<Option<Lease>, ApplyError> {
     // Before it holds anything: a holder that nobody has seen would count as silent.
     alive(session, worker).await?;
     let row = session
         .query_one(
             "SELECT l.token, l.worker IS NULL OR a.pid IS NULL
-                    OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true) AS free
+                    OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true) AS free,
+                    CASE WHEN a.pid IS NOT NULL THEN l.worker END AS silent, l.worker, l.taken_from
                FROM crossfade.lease l
                LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
                LEFT JOIN crossfade.worker w ON w.worker = l.worker",
@@ -55,8 +65,12 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
         )
         .await?;
     let (token, free): (i64, bool) = (row.get(0), row.get(1));
+    let (silent, holder, from): (Option<String>, Option<String>, Option<String>) = (row.get(2), row.get(3), row.get(4));
     if !free {
-        return Ok(None);
+        let before = held.0.load(Ordering::Relaxed);
+        let taken =
+            before > 0 && token > before && from.as_deref() == Some(worker) && holder.as_deref() != Some(worker);
+        return if taken { Err(ApplyError::LeaseLost(holder.unwrap_or_default())) } else { Ok(None) };
     }
     // Its tail's backend, and any other one of it that is in a transaction which holds the lease.
     session
@@ -71,13 +85,16 @@ pub(crate) async fn acquire(session: &Session, worker: &str) -> Result<Option<Le
     model::failpoint!("holder_ended");
     let taken = session
         .execute(
-            "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(),
+            "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(), taken_from = $3::text,
                     backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())
               WHERE token = $2",
-            &[&worker, &token],
+            &[&worker, &token, &silent],
         )
         .await?;
     model::failpoint!("lease_taken");
+    if taken == 1 {
+        held.0.store(token + 1, Ordering::Relaxed);
+    }
     Ok((taken == 1).then_some(Lease { token: token + 1 }))
 }
 

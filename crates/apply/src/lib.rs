@@ -4,6 +4,8 @@
 //! build indexes; one of all processes holds the [`lease`], and with it follows the copy stream's control records ([`control`]), creates
 //! the [`schema`], and applies the [`tail`]. What they have to know of each other is in the target, schema `crossfade` ([`state`]).
 //!
+//! Where tables are copied again, or the tail starts anew behind a gap, [`recopy`] makes void what was there.
+//!
 //! Knows nothing of the source but what the log says of it.
 
 mod control;
@@ -11,6 +13,7 @@ mod copy;
 mod error;
 mod lease;
 mod preflight;
+mod recopy;
 mod remove;
 mod run;
 mod schema;
@@ -23,5 +26,5 @@ pub use error::ApplyError;
 pub use preflight::{Needed, preflight, preflight_source};
 pub use remove::{Removal, live_workers, remove};
 pub use run::{Job, run};
-pub use state::CHANNEL;
+pub use state::{CHANNEL, adopt, knows};
 pub use tail::CutOff;

@@ -31,7 +31,7 @@ const HELD: Duration = Duration::from_secs(5);
 /// # Errors
 /// The target.
 pub async fn live_workers(session: &Session, plan: &str) -> Result<Vec<String>, ApplyError> {
-    if !is_ours(session, plan).await? {
+    if !state::knows(session, plan).await? {
         return Ok(Vec::new());
     }
     let rows = session
@@ -52,7 +52,7 @@ pub async fn live_workers(session: &Session, plan: &str) -> Result<Vec<String>, 
 /// The target, or an origin that a session still holds.
 pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<Removal>, ApplyError> {
     let mut found = Vec::new();
-    if is_ours(session, plan).await? {
+    if state::knows(session, plan).await? {
         if really {
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("target_schema_dropped");
@@ -101,12 +101,4 @@ async fn drop_origin(session: &Session, name: &str) -> Result<(), ApplyError> {
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// The schema `crossfade` is there and says that it is this plan's.
-async fn is_ours(session: &Session, plan: &str) -> Result<bool, ApplyError> {
-    if !state::exists(session).await? {
-        return Ok(false);
-    }
-    Ok(session.query_one("SELECT EXISTS (SELECT FROM crossfade.plan WHERE name = $1::text)", &[&plan]).await?.get(0))
 }

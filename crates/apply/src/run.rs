@@ -3,15 +3,16 @@ use std::time::Duration;
 
 use log::{Log, StreamKind, StreamName};
 use model::{Backoff, Code, Header, Problem, Record, Seq};
-use pg::Endpoint;
+use pg::{Endpoint, Session};
 use plan::Plan;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::error::panicked;
 use crate::tail::CutOff;
-use crate::{ApplyError, control, copy, lease, preflight, schema, session, state, tail};
+use crate::{ApplyError, control, copy, lease, preflight, recopy, schema, session, state, tail};
 
 /// What apply needs.
 #[derive(Clone)]
@@ -47,10 +48,11 @@ const LOOK: Duration = Duration::from_millis(100);
 pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     let job = Arc::new(job);
     let mut started = false;
+    let held = lease::Held::default();
     let mut backoff = Backoff::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let error = match attempt(&job, &stop, &mut started).await {
+        let error = match attempt(&job, &stop, &mut started, &held).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -67,9 +69,14 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     }
 }
 
-async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -> Result<(), ApplyError> {
+async fn attempt(
+    job: &Arc<Job>,
+    stop: &CancellationToken,
+    started: &mut bool,
+    held: &lease::Held,
+) -> Result<(), ApplyError> {
     let session = pg::connect(&job.endpoint, "apply").await?;
-    let Some(headers) = headers(job, stop).await? else { return Ok(()) };
+    let Some(headers) = headers(job, &session, stop).await? else { return Ok(()) };
     check_target(&headers, &pg::catalog::identity(&session).await?)?;
     if !state::exists(&session).await? {
         let blocker =
@@ -95,7 +102,7 @@ async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -
             result = lease::beat(&beat.endpoint, &beat.worker) => result,
         }
     });
-    tasks.spawn(lead(Arc::clone(job), headers, inner.clone()));
+    tasks.spawn(lead(Arc::clone(job), headers, held.clone(), inner.clone()));
     let result = loop {
         tokio::select! {
             biased;
@@ -124,7 +131,10 @@ async fn attempt(job: &Arc<Job>, stop: &CancellationToken, started: &mut bool) -
 const STOPPING: Duration = Duration::from_secs(3);
 
 /// Waits until capture has put a header into each source's copy stream.
-async fn headers(job: &Job, stop: &CancellationToken) -> Result<Option<Vec<Header>>, ApplyError> {
+///
+/// # Errors
+/// There is none, and the target has taken in records that were there before.
+async fn headers(job: &Job, session: &Session, stop: &CancellationToken) -> Result<Option<Vec<Header>>, ApplyError> {
     let mut headers = Vec::new();
     for source in &job.plan.sources {
         let stream = job.stream(&source.name, StreamKind::Copy);
@@ -140,6 +150,10 @@ async fn headers(job: &Job, stop: &CancellationToken) -> Result<Option<Vec<Heade
                         .into());
                     }
                 }
+            }
+            if state::has_taken(session, &source.name).await? {
+                let why = "the copy stream is gone, of which the target has taken in a part";
+                return Err(recopy::gap(format!("the log of source {:?}", source.name), why));
             }
             tokio::select! {
                 biased;
@@ -171,10 +185,15 @@ fn check_target(headers: &[Header], target: &model::Identity) -> Result<(), Prob
 }
 
 /// Waits for the lease, and then does what only its holder may.
-async fn lead(job: Arc<Job>, headers: Vec<Header>, stop: CancellationToken) -> Result<(), ApplyError> {
+async fn lead(
+    job: Arc<Job>,
+    headers: Vec<Header>,
+    held: lease::Held,
+    stop: CancellationToken,
+) -> Result<(), ApplyError> {
     let session = session::writer(&job.endpoint, &job.plan.name, "apply tail").await?;
     let lease = loop {
-        match lease::acquire(&session, &job.worker).await? {
+        match lease::acquire(&session, &job.worker, &held).await? {
             Some(lease) => break lease,
             None => tokio::select! {
                 biased;
@@ -184,19 +203,42 @@ async fn lead(job: Arc<Job>, headers: Vec<Header>, stop: CancellationToken) -> R
         }
     };
     info!(worker = job.worker, token = lease.token, "holds the lease");
+    let mut followers = JoinSet::new();
+    let mut caught_up = Vec::new();
+    for header in &headers {
+        let (sender, receiver) = watch::channel(false);
+        caught_up.push(receiver);
+        followers.spawn(control::follow(Arc::clone(&job), lease, header.source.clone(), sender));
+    }
     let follow = async {
-        let mut followers = JoinSet::new();
-        for header in &headers {
-            followers.spawn(control::follow(Arc::clone(&job), lease, header.source.clone()));
-        }
         match followers.join_next().await {
             Some(ended) => ended.map_err(panicked)?,
             None => std::future::pending().await,
         }
     };
+    let tail = async {
+        // What is said there may be that the tail starts anew, or leaves tables alone that it would not fit to.
+        for taken in &mut caught_up {
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                taken = taken.wait_for(|taken| *taken) => taken.is_err(),
+            };
+            if ended {
+                // Its own result says why.
+                return std::future::pending().await;
+            }
+        }
+        if recopy::waits(&session).await? {
+            info!("everything is to be copied again; waiting for capture to begin");
+            stop.cancelled().await;
+            return Ok(());
+        }
+        tail::run(&job, &session, lease, &stop).await
+    };
     let result = tokio::select! {
         biased;
-        result = tail::run(&job, &session, lease, &stop) => result,
+        result = tail => result,
         result = follow => result,
         result = schema::finish(&job, lease) => result,
     };

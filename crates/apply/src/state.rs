@@ -25,7 +25,8 @@ CREATE TABLE crossfade.lease (
     worker text,
     pid int,
     backend_start timestamptz,
-    taken_at timestamptz);
+    taken_at timestamptz,
+    taken_from text);                           -- the worker that held it before and was silent, though its session was there
 INSERT INTO crossfade.lease DEFAULT VALUES;
 
 -- Apply processes, each of which says every two seconds that it lives.
@@ -35,11 +36,17 @@ CREATE TABLE crossfade.worker (worker text PRIMARY KEY, seen_at timestamptz NOT 
 CREATE TABLE crossfade.checkpoint (
     source text PRIMARY KEY,
     control_seq bigint NOT NULL DEFAULT 0,
+    control_sum bigint,                         -- of that message, to know it again
+    copier text,                                -- id of the writer whose records of copies count
+    schema bool NOT NULL DEFAULT false,         -- the source's schema was taken in
     join_marker text,                           -- reaching it joins copy and tail
     started bool NOT NULL DEFAULT false,        -- the copy is in, the tail runs
     joined bool NOT NULL DEFAULT false,
     lsn pg_lsn NOT NULL DEFAULT '0/0',          -- end of the last applied commit
     seq bigint NOT NULL DEFAULT 0,              -- the tail message that holds it
+    tail_begin bigint NOT NULL DEFAULT 0,       -- the message with which the tail started anew; 0: it never did
+    recopy text,                                -- for which recopy
+    asked text,                                 -- a recopy of everything, for which the tail has still to start anew
     commit_time timestamptz,
     transactions bigint NOT NULL DEFAULT 0,
     rows bigint NOT NULL DEFAULT 0,
@@ -49,7 +56,7 @@ CREATE TABLE crossfade.checkpoint (
 CREATE TABLE crossfade.tables (
     source text, schema text, name text,
     into_schema text NOT NULL, into_name text NOT NULL,
-    epoch int NOT NULL,                         -- 0: no copy has begun
+    epoch int NOT NULL,                         -- 0: no copy has begun; negative: that copy is void, its rows are to go
     begin bytea,                                -- the log's TableBegin of that epoch
     next_epoch int, next_begin bytea,           -- begins when the tail reaches its marker
     rows_estimated bigint NOT NULL, bytes_estimated bigint NOT NULL,
@@ -89,6 +96,37 @@ pub(crate) async fn exists(session: &Session) -> Result<bool, ApplyError> {
     Ok(session.query_one(query, &[]).await?.get(0))
 }
 
+/// Whether the schema is there and says that it is this plan's.
+///
+/// # Errors
+/// The target.
+pub async fn knows(session: &Session, plan: &str) -> Result<bool, ApplyError> {
+    if !exists(session).await? {
+        return Ok(false);
+    }
+    Ok(session.query_one("SELECT EXISTS (SELECT FROM crossfade.plan WHERE name = $1::text)", &[&plan]).await?.get(0))
+}
+
+/// Whether something of the source's copy stream was taken in.
+pub(crate) async fn has_taken(session: &Session, source: &str) -> Result<bool, ApplyError> {
+    if !exists(session).await? {
+        return Ok(false);
+    }
+    let query = "SELECT EXISTS (SELECT FROM crossfade.checkpoint WHERE source = $1::text AND control_seq > 0)";
+    Ok(session.query_one(query, &[&source]).await?.get(0))
+}
+
+/// Says that the plan's log is the one of this nonce from now on, where everything is copied again into a log that was made anew.
+///
+/// # Errors
+/// The target.
+pub async fn adopt(session: &Session, plan: &str, nonce: &str) -> Result<(), ApplyError> {
+    if knows(session, plan).await? {
+        session.execute("UPDATE crossfade.plan SET nonce = $2::text WHERE name = $1::text", &[&plan, &nonce]).await?;
+    }
+    Ok(())
+}
+
 /// Creates the schema, or finds it to be this plan's.
 pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), ApplyError> {
     let Some(header) = headers.first() else { return Ok(()) };
@@ -123,7 +161,7 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
             Code::Gap,
             format!("plan {name:?} on the target"),
             "what was applied here came from another log, which is gone or was made anew",
-            "empty the target, drop its schema crossfade, and start again",
+            "`crossfade recopy` copies everything anew, into this log and this target; then start again",
         )
         .into());
     }

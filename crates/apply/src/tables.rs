@@ -5,23 +5,24 @@ use pg::Session;
 
 use crate::ApplyError;
 
-/// Notes that a table's copy has begun in the log.
-pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin) -> Result<(), ApplyError> {
+/// Notes that a table's copy has begun in the log. Says whether the one before is void.
+pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin) -> Result<bool, ApplyError> {
     let into = into(session, &begin).await?;
     let (schema, name, epoch) = (begin.table.schema.clone(), begin.table.name.clone(), begin.epoch as i32);
     let (rows, bytes) = (begin.rows_estimated, begin.bytes_estimated);
     let encoded = Record::TableBegin(begin).encode();
-    session
-        .execute(
+    let row = session
+        .query_one(
             "INSERT INTO crossfade.tables (source, schema, name, into_schema, into_name, epoch, next_epoch, next_begin, rows_estimated, bytes_estimated)
              VALUES ($1::text, $2::text, $3::text, $4::text, $5::text, 0, $6, $7, $8, $9)
              ON CONFLICT (source, schema, name) DO UPDATE SET next_epoch = excluded.next_epoch, next_begin = excluded.next_begin,
-               rows_estimated = excluded.rows_estimated, bytes_estimated = excluded.bytes_estimated, chunks = NULL, rows = NULL",
+               rows_estimated = excluded.rows_estimated, bytes_estimated = excluded.bytes_estimated, chunks = NULL, rows = NULL
+             RETURNING epoch < 0",
             &[&source, &schema, &name, &into.schema, &into.name, &epoch, &&encoded[..], &rows, &bytes],
         )
         .await?;
     model::failpoint!("epoch_announced");
-    Ok(())
+    Ok(row.get(0))
 }
 
 /// Where a table's rows go: to the table of its name, or, a partition's, to that of its root.
@@ -55,7 +56,7 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
         )
         .await?;
     model::failpoint!("epoch_begun");
-    let Some(row) = row.filter(|row| row.get::<_, i32>(0) > 0) else { return Ok(()) };
+    let Some(row) = row.filter(|row| row.get::<_, i32>(0) != 0) else { return Ok(()) };
     let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let Record::TableBegin(begin) = decode(row.get::<_, &[u8]>(3))? else { return Ok(()) };
     let only = only(session, &into).await?;

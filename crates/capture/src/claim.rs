@@ -3,7 +3,7 @@
 use log::{Log, LogError, StreamKind, StreamName};
 use model::{Code, Header, Identity, Problem, Record, Seq};
 
-use crate::CaptureError;
+use crate::{CaptureError, chain};
 
 /// The streams of a source.
 #[derive(Clone, Debug)]
@@ -37,29 +37,44 @@ pub async fn header(log: &dyn Log, copy: &StreamName) -> Result<Option<Header>, 
     }
 }
 
-/// Compares an existing header with what this run has before it.
+fn describe(identity: &Identity) -> String {
+    format!("database {:?} of cluster {}", identity.database, identity.system_identifier)
+}
+
+/// Compares an existing header with where this plan leads.
 ///
 /// # Errors
-/// The streams are another plan's, or the source is another cluster than before.
-pub(crate) fn compare(found: &Header, source: &Identity, target: &Identity) -> Result<(), Problem> {
-    let other = |what: &Identity| format!("database {:?} of cluster {}", what.database, what.system_identifier);
-    if found.target_identity != *target {
-        return Err(Problem::new(
-            Code::PlanNameTaken,
-            format!("plan {:?} on the log", found.plan),
-            format!("its streams lead into {}, this plan's target is {}", other(&found.target_identity), other(target)),
-            "give this plan another name, or end the other one with `crossfade complete`",
-        ));
+/// The streams are another plan's.
+pub(crate) fn compare_target(found: &Header, target: &Identity) -> Result<(), Problem> {
+    if found.target_identity == *target {
+        return Ok(());
     }
-    if found.source_identity != *source {
-        return Err(Problem::new(
-            Code::SourceChanged,
-            format!("source {:?} of plan {:?}", found.source, found.plan),
-            format!("the log holds the data of {}, this is {}", other(&found.source_identity), other(source)),
-            "point the plan at the old cluster again, or end the plan with `crossfade complete` and start anew",
-        ));
+    Err(Problem::new(
+        Code::PlanNameTaken,
+        format!("plan {:?} on the log", found.plan),
+        format!(
+            "its streams lead into {}, this plan's target is {}",
+            describe(&found.target_identity),
+            describe(target)
+        ),
+        "give this plan another name, or end the other one with `crossfade complete`",
+    ))
+}
+
+/// Compares where the log's data comes from (`expected`) with the source that is there now.
+///
+/// # Errors
+/// It is another cluster than before.
+pub(crate) fn compare_source(found: &Header, expected: &Identity, source: &Identity) -> Result<(), Problem> {
+    if expected == source {
+        return Ok(());
     }
-    Ok(())
+    Err(Problem::new(
+        Code::SourceChanged,
+        format!("source {:?} of plan {:?}", found.source, found.plan),
+        format!("the log holds the data of {}, this is {}", describe(expected), describe(source)),
+        "point the plan at the old cluster again; or, if the data is to come from this one from now on, `crossfade recopy --new-source` copies everything from it, into the same log and target",
+    ))
 }
 
 /// Makes the streams and puts the header first, or finds it there.
@@ -67,7 +82,7 @@ pub(crate) async fn claim(log: &dyn Log, header: Header) -> Result<Header, Captu
     let Streams { copy, chunks, tail } = streams(&header.plan, &header.source);
     let found = self::header(log, &copy).await?;
     if found.is_none() && log.state(&tail).await?.is_some_and(|state| state.last > Seq::ZERO) {
-        return Err(gap(&header, "the copy stream is gone, while the tail is there").into());
+        return Err(chain::gap(&header, "the copy stream is gone, while the tail is there").into());
     }
     log.create(&copy).await?;
     model::failpoint!("copy_stream_created");
@@ -85,15 +100,6 @@ pub(crate) async fn claim(log: &dyn Log, header: Header) -> Result<Header, Captu
             Err(error) => return Err(error.into()),
         },
     };
-    compare(&found, &header.source_identity, &header.target_identity)?;
+    compare_target(&found, &header.target_identity)?;
     Ok(found)
-}
-
-pub(crate) fn gap(header: &Header, why: impl Into<String>) -> Problem {
-    Problem::new(
-        Code::Gap,
-        format!("plan {:?}, source {:?}", header.plan, header.source),
-        why,
-        "what is missing cannot be had again: end the plan with `crossfade complete`, empty the target, and start anew",
-    )
 }

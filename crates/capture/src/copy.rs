@@ -1,5 +1,5 @@
 //! The initial copy. Per table one epoch: a marker, the barrier, a snapshot under a lock, chunks, the end. A table whose
-//! copy was cut off starts over as its next epoch; tables that are done are done.
+//! copy was cut off starts over as its next epoch; tables that are done are done, until somebody asks for another copy.
 //!
 //! [`progress`] is what the log says has been copied, [`table`] copies one table, [`chunks`] takes its rows to the log.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use log::Log;
-use model::{CopyEnd, MarkerKind, Record, TableName};
+use model::{CopyEnd, MarkerKind, Record, Schema, Seq, TableName, Writer};
 use pg::Session;
 use pg::catalog::Table;
 use plan::SchemaMode;
@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-pub(crate) use progress::{Progress, progress};
+pub(crate) use progress::{Progress, asked, progress};
 
 use crate::run::Running;
 use crate::{CaptureError, barrier, claim, marker, schema};
@@ -28,23 +28,46 @@ use crate::{CaptureError, barrier, claim, marker, schema};
 /// How long a table that gave way to the application rests before its copy starts over.
 const REST: Duration = Duration::from_secs(2);
 
-/// Copies what the log does not have yet, and says so at the end.
-pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<(), CaptureError> {
-    let job = &running.job;
-    let session = pg::connect(&job.endpoint, "copy").await?;
-    let stream = claim::streams(&job.plan.name, &job.source.name).copy;
+/// Copies what the log does not have yet, and says so at the end; then again whatever somebody asks for.
+///
+/// # Errors
+/// Everything is asked for, too: that begins with the tail.
+pub(crate) async fn run(running: &Arc<Running>, known: Progress) -> Result<(), CaptureError> {
+    let mut last = known.last;
     // None that came later: it is not published.
-    let mut tables = running.tables.clone();
-    if progress.complete(&tables) {
-        return Ok(());
+    let mut complete = known.complete(&running.tables);
+    loop {
+        if !complete {
+            last = round(running).await?;
+        }
+        if asked(&running.job.log, &running.header, last).await? {
+            return Err(CaptureError::Again("everything is to be copied again".to_owned()));
+        }
+        complete = false;
     }
+}
+
+/// Copies what the log does not have yet, once. Returns the last record that says what that is.
+async fn round(running: &Arc<Running>) -> Result<Seq, CaptureError> {
+    let job = &running.job;
     let log: &dyn Log = &*job.log;
+    let stream = claim::streams(&job.plan.name, &job.source.name).copy;
+    let mut tables = running.tables.clone();
+    let session = pg::connect(&job.endpoint, "copy").await?;
+    // From here on nothing counts that a process appends which copied before this one, was stopped, and wakes.
+    let hello = Writer { id: running.writer.clone(), name: job.worker.clone(), anew: false };
+    log::append_record(log, &stream, Record::Writer(hello)).await?;
+    let progress = progress(&job.log, &running.header).await?;
+    if progress.complete(&tables) {
+        return Ok(progress.last);
+    }
     if job.plan.target.schema == SchemaMode::Clone {
         let dumped: Vec<TableName> =
             tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
         if !progress.schema || !dumped.is_empty() {
             let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
-            log::append_record(log, &stream, Record::Schema(items)).await?;
+            let schema = Schema { items, whole: !progress.schema };
+            log::append_record(log, &stream, Record::Schema(schema)).await?;
             model::failpoint!("schema_logged");
         }
     }
@@ -69,10 +92,15 @@ pub(crate) async fn run(running: &Arc<Running>, progress: Progress) -> Result<()
     let id = format!("{} {}", uuid::Uuid::new_v4(), job.source.name);
     marker::emit(&session, &running.header.nonce, MarkerKind::Joined, &id).await?;
     model::failpoint!("joined_marker_emitted");
-    log::append_record(log, &stream, Record::CopyEnd(CopyEnd { marker: id, tables: all })).await?;
+    log::append_record(
+        log,
+        &stream,
+        Record::CopyEnd(CopyEnd { marker: id, tables: all, writer: running.writer.clone() }),
+    )
+    .await?;
     model::failpoint!("copy_ended");
     info!(source = job.source.name, "every table is copied");
-    Ok(())
+    Ok(progress.last)
 }
 
 /// Several tables at once, large ones by several connections; never more than the plan's `copy_workers` read at a time.

@@ -24,6 +24,9 @@ pub enum CaptureError {
     /// Somebody waited too long for a table that is being copied; its copy starts over.
     #[error("gave way to the application's lock on {0}")]
     GaveWay(model::TableName),
+    /// It has to start from the beginning, for this reason.
+    #[error("{0}")]
+    Again(String),
     /// Something that a person has to decide.
     #[error(transparent)]
     Stop(#[from] Problem),
@@ -47,7 +50,7 @@ impl CaptureError {
             CaptureError::Pg(error) => pg::policy(error) == pg::Policy::Retry,
             CaptureError::Log(error) => error.retry(),
             CaptureError::Offsets(error) => error.retry(),
-            CaptureError::GaveWay(_) => true,
+            CaptureError::GaveWay(_) | CaptureError::Again(_) => true,
             CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::Stop(_) => false,
         }
     }
@@ -60,12 +63,14 @@ impl From<CaptureError> for Problem {
             CaptureError::Log(error) => error.into(),
             CaptureError::Offsets(error) => error.into(),
             CaptureError::Stop(problem) => problem,
-            CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::GaveWay(_) => Problem::new(
-                Code::Internal,
-                "capture",
-                error.to_string(),
-                "start it again; if it comes back, report it with the log of this run",
-            ),
+            CaptureError::Decode(_) | CaptureError::Spilled(_) | CaptureError::GaveWay(_) | CaptureError::Again(_) => {
+                Problem::new(
+                    Code::Internal,
+                    "capture",
+                    error.to_string(),
+                    "start it again; if it comes back, report it with the log of this run",
+                )
+            }
         }
     }
 }

@@ -6,6 +6,8 @@ mod needs;
 mod server;
 mod tables;
 
+use std::sync::Arc;
+
 use log::Log;
 use model::{Finding, Identity};
 use pg::Session;
@@ -13,7 +15,7 @@ use plan::{Plan, Source};
 
 pub use needs::{Needs, needs};
 
-use crate::{CaptureError, claim, publication, select, slot};
+use crate::{CaptureError, claim, copy, publication, select, slot};
 
 /// What must be right at the source before anything is changed, and what will hurt later. Blockers come first.
 ///
@@ -35,17 +37,19 @@ pub async fn preflight(plan: &Plan, source: &Source, session: &Session) -> Resul
 /// # Errors
 /// The log cannot be asked.
 pub async fn preflight_log(
-    log: &dyn Log,
+    log: &Arc<dyn Log>,
     plan: &Plan,
     source: &Source,
     identity: &Identity,
     target: &Identity,
 ) -> Result<Vec<Finding>, CaptureError> {
     let claim::Streams { copy, .. } = claim::streams(&plan.name, &source.name);
-    let found = claim::header(log, &copy).await?;
-    Ok(found
-        .and_then(|header| claim::compare(&header, identity, target).err())
-        .map(Finding::from)
-        .into_iter()
-        .collect())
+    let Some(found) = claim::header(&**log, &copy).await? else { return Ok(Vec::new()) };
+    let mut compared = claim::compare_target(&found, target);
+    if compared.is_ok() && found.source_identity != *identity {
+        // A recopy may have made it another one.
+        let progress = copy::progress(log, &found).await?;
+        compared = claim::compare_source(&found, progress.source_identity(&found), identity);
+    }
+    Ok(compared.err().map(Finding::from).into_iter().collect())
 }

@@ -95,7 +95,7 @@ fn unknown_since(publication: &str, table: Option<&TableName>) -> Result<(), Pro
             format!(
                 "it has been copied, and was not in publication {publication} for a while: its changes in between are not known"
             ),
-            "end the plan with `crossfade complete`, empty the target, and start anew",
+            format!("`crossfade recopy {table}` copies it anew, into the same log and target; then start again"),
         )),
     }
 }

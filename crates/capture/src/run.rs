@@ -5,16 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::log::{Log, LogError};
-use model::{Backoff, Code, Header, Identity, Lsn, Oid, Problem};
+use model::{Backoff, Header, Identity, Oid, Problem};
 use offsets::Store;
+use pg::Endpoint;
 use pg::catalog::Table;
-use pg::{Endpoint, Session};
 use plan::{Plan, Source};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::copy::Progress;
-use crate::{CaptureError, barrier, claim, copy, preflight, publication, select, slot, tail, watch};
+use crate::{CaptureError, barrier, chain, claim, copy, guard, preflight, publication, select, slot, tail, watch};
 
 /// What capture of one source needs.
 #[derive(Clone)]
@@ -43,6 +43,12 @@ pub(crate) struct Running {
     pub header: Header,
     /// A 64-bit transaction id near those that are in use, for widening the 32-bit ones of the tail.
     pub near: AtomicU64,
+    /// Under which it copies.
+    pub writer: String,
+    /// Those of the tail that this process has been.
+    pub writers: tail::Writers,
+    /// The recopy of everything for which the tail has to start anew; none once it has.
+    pub anew: Mutex<Option<String>>,
     /// Id of the last catalog marker that came back through the tail.
     pub catalog: tokio::sync::watch::Sender<String>,
     /// The plan's tables when they were published: what is copied, and what must stay as it was.
@@ -59,6 +65,16 @@ impl Running {
         }
     }
 
+    /// The recopy of everything for which the tail has to start anew.
+    pub fn anew(&self) -> Option<String> {
+        self.anew.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// The tail has started anew, and that is logged.
+    pub fn begun_anew(&self) {
+        self.anew.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    }
+
     /// How often the tail has seen tables emptied.
     pub fn truncates(&self) -> HashMap<Oid, u64> {
         self.truncated.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -70,11 +86,21 @@ impl Running {
 /// # Errors
 /// It could not start, or something stopped it that only a person can mend.
 pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
+    let kept = tokio::select! {
+        biased;
+        result = capture(&job, &stop) => return result,
+        kept = guard::watch(&job) => kept,
+    };
+    Err(guard::give_up(&job, kept).await)
+}
+
+async fn capture(job: &Job, stop: &CancellationToken) -> Result<(), Problem> {
     let mut started = false;
+    let writers = tail::Writers::default();
     let mut backoff = Backoff::default();
     loop {
         let begun = tokio::time::Instant::now();
-        let error = match attempt(&job, &stop, &mut started).await {
+        let error = match attempt(job, stop, &mut started, &writers).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -91,14 +117,19 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
     }
 }
 
-async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Result<(), CaptureError> {
+async fn attempt(
+    job: &Job,
+    stop: &CancellationToken,
+    started: &mut bool,
+    writers: &tail::Writers,
+) -> Result<(), CaptureError> {
     let ready = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        ready = prepare(job, !*started) => ready?,
+        ready = prepare(job, !*started, writers) => ready?,
     };
     *started = true;
-    let Ready { running, from } = ready;
+    let Ready { running, from, progress } = ready;
     let running = Arc::new(running);
     let (begun, holds_slot) = tokio::sync::watch::channel(false);
     // The tail ends the others when it stops; they end it when they fail.
@@ -106,7 +137,6 @@ async fn attempt(job: &Job, stop: &CancellationToken, started: &mut bool) -> Res
     let copy = async {
         // Only who holds the slot copies: two at once would number their epochs and chunks alike.
         if holds_slot.clone().wait_for(|holds| *holds).await.is_ok() {
-            let progress = copy::progress(&job.log, &running.header).await?;
             copy::run(&running, progress).await?;
         }
         std::future::pending::<Result<(), CaptureError>>().await
@@ -128,7 +158,8 @@ async fn follow(
 ) -> Result<(), CaptureError> {
     loop {
         match tail::run(Arc::clone(running), from, &begun, stop).await {
-            Err(CaptureError::Log(LogError::Full)) => {
+            // Not before it has started anew: that begins with a slot of its own.
+            Err(CaptureError::Log(LogError::Full)) if running.anew().is_none() => {
                 warn!(source = running.job.source.name, "the log is full; the tail waits until there is room");
             }
             other => return other,
@@ -138,7 +169,7 @@ async fn follow(
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(FULL) => {}
         }
-        let resume = tail::resume_point(&*running.job.log, &running.job.offsets, &running.header).await?;
+        let resume = tail::resume_point(&*running.job.log, &running.job.offsets, &running.header, from.begin).await?;
         from = tail::Resume { lsn: resume.lsn.or(from.lsn), ..resume };
     }
 }
@@ -150,10 +181,11 @@ struct Ready {
     running: Running,
     /// Where the tail goes on.
     from: tail::Resume,
+    progress: Progress,
 }
 
 /// Everything that comes before the first row: identity, streams, publication, slot, gap check.
-async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
+async fn prepare(job: &Job, first: bool, writers: &tail::Writers) -> Result<Ready, CaptureError> {
     let session = pg::connect(&job.endpoint, "capture").await?;
     if first {
         // Later, what it would find may pass: a server that is not done with its restart, senders that are busy.
@@ -162,13 +194,24 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
             return Err(blocker.problem.into());
         }
     }
-    let header = claim_streams(job, &session).await?;
+    let identity = pg::catalog::identity(&session).await?;
+    let header = claim_streams(job, identity.clone()).await?;
+    writers.check(&*job.log, &claim::streams(&job.plan.name, &job.source.name).tail).await?;
     let progress = copy::progress(&job.log, &header).await?;
+    claim::compare_source(&header, progress.source_identity(&header), &identity)?;
+    let anew = progress.anew().map(str::to_owned);
     let name = slot::slot_name(&job.plan.name, &job.source.name);
     let limit = job.plan.limits.barrier_timeout;
-    let found = slot::settled(&session, &name, limit).await?;
-    let resume = tail::resume_point(&*job.log, &job.offsets, &header).await?;
-    check_chain(&header, &name, found.as_ref(), resume, &progress)?;
+    let mut found = slot::settled(&session, &name, limit).await?;
+    let mut resume = tail::resume_point(&*job.log, &job.offsets, &header, progress.tail_begin()).await?;
+    if anew.is_some() {
+        // What it still could send does not meet what the log has, or is not wanted.
+        slot::give_up(&session, &name).await?;
+        (found, resume.lsn) = (None, None);
+    } else {
+        let position = pg::catalog::wal_position(&session).await?;
+        chain::check(&header, &name, found.as_ref(), resume, &progress, position)?;
+    }
 
     let mut tables = select::tables(&session, &job.source).await?;
     progress.check_columns(&tables)?;
@@ -191,6 +234,9 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
             }
         }
     }
+    if changed || found.is_none() {
+        refresh(&mut tables, &select::tables(&session, &job.source).await?, &progress);
+    }
     let near: String = session.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.get(0);
     let near = AtomicU64::new(near.parse().unwrap_or_default());
     info!(source = job.source.name, tables = tables.len(), from = %lsn, "capture starts");
@@ -199,16 +245,29 @@ async fn prepare(job: &Job, first: bool) -> Result<Ready, CaptureError> {
             job: job.clone(),
             header,
             near,
+            writer: uuid::Uuid::new_v4().to_string(),
+            writers: writers.clone(),
+            anew: Mutex::new(anew),
             catalog: tokio::sync::watch::Sender::new(String::new()),
             tables,
             truncated: Mutex::default(),
         },
         from: tail::Resume { lsn: Some(lsn), ..resume },
+        progress,
     })
 }
 
-async fn claim_streams(job: &Job, session: &Session) -> Result<Header, CaptureError> {
-    let identity = pg::catalog::identity(session).await?;
+/// A table that was emptied before the tail tells of it has another heap than when it was looked at: that is no change which the tail
+/// did not show. Only of tables that are still to be copied; of the others nobody may rewrite one unseen.
+fn refresh(tables: &mut [Table], now: &[Table], progress: &Progress) {
+    for table in tables.iter_mut().filter(|table| !progress.is_done(&table.name)) {
+        if let Some(now) = now.iter().find(|now| now.oid == table.oid) {
+            table.filenode = now.filenode;
+        }
+    }
+}
+
+async fn claim_streams(job: &Job, identity: Identity) -> Result<Header, CaptureError> {
     let header = Header {
         plan: job.plan.name.clone(),
         source: job.source.name.clone(),
@@ -217,41 +276,4 @@ async fn claim_streams(job: &Job, session: &Session) -> Result<Header, CaptureEr
         target_identity: job.target.clone(),
     };
     claim::claim(&*job.log, header).await
-}
-
-/// Slot, log and copy must meet without a gap.
-fn check_chain(
-    header: &Header,
-    name: &str,
-    slot: Option<&slot::SlotState>,
-    resume: tail::Resume,
-    progress: &Progress,
-) -> Result<(), Problem> {
-    let begun = resume.lsn.is_some() || progress.begun();
-    let lost = |why: &str| {
-        Problem::new(
-            Code::SlotLost,
-            format!("slot {name} of source {:?}", header.source),
-            why,
-            "the changes in between are gone: end the plan with `crossfade complete`, empty the target, and start anew",
-        )
-    };
-    match slot {
-        None if begun => Err(lost("it does not exist any more")),
-        Some(slot) if slot.wal_status == "lost" => {
-            Err(lost("the server has removed WAL that it needs (max_slot_wal_keep_size)"))
-        }
-        Some(_) if resume.lsn.is_none() && progress.begun() => {
-            Err(claim::gap(header, "the tail stream is empty although tables have been copied: it was purged"))
-        }
-        Some(slot) if resume.lsn.is_some_and(|lsn| slot.confirmed > lsn) => Err(claim::gap(
-            header,
-            format!(
-                "the log ends at {}, the slot was told that everything up to {} is safe: the log has lost what is between",
-                resume.lsn.unwrap_or(Lsn::ZERO),
-                slot.confirmed
-            ),
-        )),
-        None | Some(_) => Ok(()),
-    }
 }

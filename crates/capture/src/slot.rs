@@ -5,6 +5,7 @@ use std::time::Duration;
 use model::Lsn;
 use pg::{Endpoint, Replication};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
 use crate::{CaptureError, barrier};
@@ -99,6 +100,32 @@ pub(crate) async fn create(
     model::failpoint!("slot_created");
     info!(slot = name, lsn = %created.consistent_point, "slot created");
     Ok(created.consistent_point)
+}
+
+/// How long a walsender may take to notice that nobody reads from it any more.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// Drops the slot, if it is there: the source keeps back no WAL for it any more.
+///
+/// # Errors
+/// Somebody reads it, and goes on doing so.
+pub(crate) async fn give_up(client: &Client, name: &str) -> Result<(), CaptureError> {
+    let start = tokio::time::Instant::now();
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1::text AND slot_type = 'logical'";
+    loop {
+        match client.execute(drop, &[&name]).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {
+                warn!(slot = name, "the slot is given up");
+                return Ok(());
+            }
+            Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) && start.elapsed() < ENDING => {
+                tokio::time::sleep(POLL).await;
+            }
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// The transactions that are open now, for people.

@@ -1,21 +1,23 @@
 //! Committed transactions, in commit order, from the slot to the log.
 //!
 //! [`resume`] finds where the log ends, [`assemble`] turns pgoutput's messages into parts of transactions ([`streamed`] keeps
-//! those still in progress), [`batch`] packs parts into records, [`confirm`] remembers what of it is safe. One run of this module is one
-//! replication connection and one chain of appends; when either breaks, everything starts again from what the log has.
+//! those still in progress), [`batch`] packs parts into records, [`confirm`] remembers what of it is safe, [`writers`] whether another
+//! process has taken this one's place. One run of this module is one replication connection and one chain of appends; when either
+//! breaks, everything starts again from what the log has.
 
 mod assemble;
 mod batch;
 mod confirm;
 mod resume;
 mod streamed;
+mod writers;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use log::{Chain, LogError, StreamName};
-use model::{Code, Heartbeat, Lsn, Problem, Record, Writer};
+use model::{Heartbeat, Lsn, Record, TailBegin, Writer};
 use offsets::TailPosition;
 use pg::{Frame, Replication, ReplicationStream};
 use tokio::sync::watch;
@@ -26,6 +28,7 @@ use assemble::Assembler;
 use batch::Packer;
 use confirm::Confirm;
 pub(crate) use resume::{Resume, resume_point};
+pub(crate) use writers::Writers;
 
 use crate::run::Running;
 use crate::{CaptureError, claim, publication, slot};
@@ -77,8 +80,11 @@ async fn connect(
     let job = &running.job;
     let name = slot::slot_name(&job.plan.name, &job.source.name);
     let publications = publication::names(&job.plan.name, &job.source.name);
+    let tail = claim::streams(&job.plan.name, &job.source.name).tail;
     let mut said = false;
     loop {
+        // Whoever has the slot may be there in this process's place.
+        running.writers.check(&*job.log, &tail).await?;
         let replication = Replication::connect(&job.endpoint, &format!("tail {}", job.plan.name)).await?;
         let error = match replication.start(&name, start, &publications, pg::ProtocolVersion::V2).await {
             Ok(stream) => return Ok(Some(stream)),
@@ -120,12 +126,21 @@ impl Tail {
         let writer = uuid::Uuid::new_v4().to_string();
         let mut chain = job.log.chain(&name, from.last).await?;
         let max = job.log.max_message();
-        let hello = Record::Writer(Writer { id: writer.clone(), name: job.worker.clone() });
-        log::push_record(&mut *chain, max, hello).await?;
+        running.writers.add(&writer);
+        let anew = running.anew();
+        let hello = Writer { id: writer.clone(), name: job.worker.clone(), anew: anew.is_some() };
+        let begun = log::push_record(&mut *chain, max, Record::Writer(hello)).await?;
         // Says where the tail begins: from here on the slot must never be ahead of the log.
-        let seq = log::push_record(&mut *chain, max, Record::Heartbeat(Heartbeat { lsn: start, time: now() })).await?;
+        let seq = log::push_record(&mut *chain, max, beat(start, &writer)).await?;
         chain.settle().await?;
         model::failpoint!("tail_begun");
+        running.writers.begun(begun);
+        if let Some(recopy) = anew {
+            // Until this is logged, everything of the recopy is to be done; apply waits at the hello for it.
+            let record = Record::TailBegin(TailBegin { recopy, lsn: start, sequence: begun });
+            log::append_record(&*job.log, &claim::streams(&job.plan.name, &job.source.name).copy, record).await?;
+            running.begun_anew();
+        }
         info!(source = job.source.name, from = %start, "tail starts");
         let mut confirm = Confirm::new(start);
         confirm.pushed(seq, start);
@@ -209,8 +224,8 @@ impl Tail {
     async fn report(&mut self) -> Result<(), CaptureError> {
         let idle = self.appended.elapsed() > IDLE;
         if let Some(lsn) = self.confirm.news().filter(|_| idle && self.assembler.between_transactions()) {
-            let beat = Record::Heartbeat(Heartbeat { lsn, time: now() });
-            let seq = log::push_record(&mut *self.chain, self.running.job.log.max_message(), beat).await?;
+            let max = self.running.job.log.max_message();
+            let seq = log::push_record(&mut *self.chain, max, beat(lsn, &self.writer)).await?;
             model::failpoint!("heartbeat_sent");
             self.confirm.pushed(seq, lsn);
             self.appended = tokio::time::Instant::now();
@@ -235,22 +250,19 @@ impl Tail {
         self.report().await
     }
 
-    /// An append was refused. If somebody else wrote behind our back, we are not the writer any more; if the last writer is this
-    /// process, an acknowledgement was lost, and it goes on from what is there.
+    /// An append was refused. If somebody else wrote behind our back, we are not the writer any more; else an acknowledgement was
+    /// lost, or the log has lost its end, and it goes on from what is there.
     async fn conflict(&mut self) -> CaptureError {
-        let log = &*self.running.job.log;
-        match resume::last_writer(log, &self.name).await {
-            Ok(Some(writer)) if writer.id != self.writer => Problem::new(
-                Code::WriterRefused,
-                format!("stream {}", self.name),
-                format!("another capture writes it now: {}", writer.name),
-                "nothing: that one goes on; stop this one, or the other one if it should be this",
-            )
-            .into(),
-            Ok(_) => LogError::Unavailable("an append's acknowledgement was lost".to_owned()).into(),
-            Err(error) => error.into(),
+        match self.running.writers.check(&*self.running.job.log, &self.name).await {
+            Err(error) => error,
+            Ok(()) => LogError::Unavailable("its tail is not where this process left it".to_owned()).into(),
         }
     }
+}
+
+/// The tail is complete up to `lsn`.
+fn beat(lsn: Lsn, writer: &str) -> Record {
+    Record::Heartbeat(Heartbeat { lsn, time: now(), writer: writer.to_owned() })
 }
 
 /// Microseconds since 1970.

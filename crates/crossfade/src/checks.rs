@@ -23,7 +23,7 @@ pub(crate) struct Look {
 /// # Errors
 /// The first blocker.
 pub(crate) async fn before_capture(plan: &Plan, log: &Arc<dyn Log>) -> Result<Identity, Problem> {
-    let look = everything(plan, Some(&**log)).await?;
+    let look = everything(plan, Some(log)).await?;
     let gone =
         || Problem::new(Code::ConnectionFailed, "the target", "it could not be asked who it is", "see that it runs");
     first_blocker(look.findings)?;
@@ -53,7 +53,7 @@ fn first_blocker(findings: Vec<Finding>) -> Result<(), Problem> {
 ///
 /// # Errors
 /// The plan's URLs make no sense.
-pub(crate) async fn everything(plan: &Plan, log: Option<&dyn Log>) -> Result<Look, Problem> {
+pub(crate) async fn everything(plan: &Plan, log: Option<&Arc<dyn Log>>) -> Result<Look, Problem> {
     let mut findings = Vec::new();
     let target = reach(&wiring::target(plan)?, &mut findings).await;
     if let Some((session, _)) = &target {

@@ -51,6 +51,15 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Copy everything, or the named tables, again into the same log and target: the way out where something is lost.
+    Recopy {
+        /// Tables, as schema.table; a partitioned one stands for its partitions. None for everything.
+        #[arg(value_name = "TABLE")]
+        tables: Vec<String>,
+        /// The source is another database cluster than before, and the data is to come from it from now on.
+        #[arg(long, conflicts_with = "tables")]
+        new_source: bool,
+    },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
         /// Remove it.
@@ -115,7 +124,11 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             Ok(plan) => Some(commands::apply::run(plan, token.clone()).await),
             Err(problem) => Some(Err(problem)),
         },
-        Command::Init | Command::Survey | Command::Status { .. } | Command::Complete { .. } => None,
+        Command::Init
+        | Command::Survey
+        | Command::Status { .. }
+        | Command::Recopy { .. }
+        | Command::Complete { .. } => None,
     };
     if let Some(result) = served {
         return result.map_or_else(|problem| output.failed(&problem), |()| 0);
@@ -125,6 +138,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             Command::Init => commands::init::run(&arguments.plan, output),
             Command::Survey => commands::survey::run(plan()?, output).await,
             Command::Status { watch } => commands::status::run(plan()?, watch, output).await,
+            Command::Recopy { tables, new_source } => commands::recopy::run(plan()?, tables, new_source, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run | Command::Capture | Command::Apply => Ok(0),
         }

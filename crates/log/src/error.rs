@@ -109,13 +109,13 @@ impl From<LogError> for Problem {
             LogError::TooLarge => (Code::Internal, "report it: larger records are split before they are logged"),
             LogError::Missing { .. } => (
                 Code::Gap,
-                "what was purged cannot be applied any more: run `crossfade complete`, then start over, and do not purge \
-                 the plan's streams before it is completed",
+                "what was purged cannot be applied any more: `crossfade recopy` copies everything anew, into the same log and \
+                 target; then start again, and do not purge the plan's streams before it is completed",
             ),
             LogError::NoStream => (
                 Code::Gap,
-                "if nobody deleted it, check the plan's name and [log] url; a deleted stream means to start over after \
-                 `crossfade complete`",
+                "if nobody deleted it, check the plan's name and [log] url; else `crossfade recopy` copies everything anew, into \
+                 the same log and target; then start again",
             ),
             LogError::Settings { .. } => {
                 (Code::PlanNameTaken, "give the plan another name, or mend the stream with `nats stream edit`")

@@ -167,7 +167,7 @@ fn chunk(bytes: usize) -> Record {
 async fn a_record_larger_than_a_message_is_rejoined_byte_for_byte(log: Arc<dyn Log>) {
     log.create(&tail()).await.unwrap();
     let max = log.max_message();
-    let writer = Record::Writer(Writer { id: "w".into(), name: "host:1".into() });
+    let writer = Record::Writer(Writer { id: "w".into(), name: "host:1".into(), anew: false });
     let (large, larger) = (chunk(2 * max + 5), chunk(3 * max));
     let mut chain = log.chain(&tail(), Seq::ZERO).await.unwrap();
     let mut expected = Vec::new();

@@ -117,7 +117,7 @@ codes! {
     PrivilegeMissing = "privilege_missing", exit 2;
     /// A table has no replica identity, so its updates and deletes could not be followed.
     IdentityMissing = "identity_missing", exit 2;
-    /// The plan selects no table.
+    /// The plan selects no table, or a command was given one that it has not copied.
     NoTables = "no_tables", exit 2;
     /// The target already has tables that `clone` would create, or is another plan's.
     TargetNotEmpty = "target_not_empty", exit 2;
@@ -153,6 +153,8 @@ codes! {
     DiskShort = "disk_short", exit 2;
     /// The slot is gone or can no longer serve what is needed.
     SlotLost = "slot_lost", exit 1;
+    /// The slot was dropped, as the plan says, because the source kept back too much WAL for it.
+    SlotGivenUp = "slot_given_up", exit 1;
     /// Somebody else writes this plan's tail.
     WriterRefused = "writer_refused", exit 1;
     /// Log, slot and checkpoint do not meet: something in between is missing.

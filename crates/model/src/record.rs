@@ -16,12 +16,14 @@ pub enum Record {
     Blob(Bytes),
     Joined(Joined),
     Header(Header),
-    Schema(Vec<SchemaItem>),
+    Schema(Schema),
     TableBegin(TableBegin),
     Chunk(Chunk),
     ChunkLogged(ChunkLogged),
     TableEnd(TableEnd),
     CopyEnd(CopyEnd),
+    Recopy(Recopy),
+    TailBegin(TailBegin),
     Writer(Writer),
     Batch(Batch),
     Heartbeat(Heartbeat),
@@ -64,6 +66,15 @@ pub struct Header {
 
 /// The wire format's version that [`Header`] carries.
 const FORMAT: u32 = 1;
+
+/// The source's schema, as pg_dump wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Schema {
+    /// Its entries.
+    pub items: Vec<SchemaItem>,
+    /// Of all that the plan takes; else of tables that were added to it.
+    pub whole: bool,
+}
 
 /// An entry of the source's pg_dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +127,8 @@ pub struct TableBegin {
     pub bytes_estimated: i64,
     /// Id of the marker emitted before the snapshot.
     pub marker: String,
+    /// Id of the [`Writer`] that copies.
+    pub writer: String,
 }
 
 /// Rows in COPY's text format.
@@ -148,6 +161,8 @@ pub struct ChunkLogged {
     pub bytes: u64,
     /// Where it stands.
     pub sequence: Seq,
+    /// Id of the [`Writer`] that copies.
+    pub writer: String,
 }
 
 /// A table's copy is complete.
@@ -161,6 +176,8 @@ pub struct TableEnd {
     pub chunks: u64,
     /// How many rows.
     pub rows: u64,
+    /// Id of the [`Writer`] that copies.
+    pub writer: String,
 }
 
 /// Every table's copy is complete.
@@ -170,15 +187,43 @@ pub struct CopyEnd {
     pub marker: String,
     /// All tables of the plan, with the epoch that counts.
     pub tables: Vec<(TableName, u32)>,
+    /// Id of the [`Writer`] that copies.
+    pub writer: String,
 }
 
-/// A capture process begins to write the tail.
+/// Somebody wants tables to be copied again: their epochs so far are void.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recopy {
+    /// Unique.
+    pub id: String,
+    /// Which; none for all of the source, whose tail starts anew.
+    pub tables: Vec<TableName>,
+    /// When it was asked for, in microseconds since 1970 UTC.
+    pub time: i64,
+    /// With no tables: where the data comes from afterwards, in place of what the [`Header`] says.
+    pub source_identity: Option<Identity>,
+}
+
+/// The tail starts anew, for a [`Recopy`] of the whole source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailBegin {
+    /// Its id.
+    pub recopy: String,
+    /// Where the slot starts.
+    pub lsn: Lsn,
+    /// The [`Writer`] with which it starts, in the tail stream.
+    pub sequence: Seq,
+}
+
+/// A capture process begins to write the tail, or to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writer {
-    /// Unique to the process.
+    /// Unique to the process and its connection.
     pub id: String,
     /// `host:pid`.
     pub name: String,
+    /// The tail has lost something before this; a [`TailBegin`] says where to go on.
+    pub anew: bool,
 }
 
 /// Committed transactions, in commit order.
@@ -193,12 +238,14 @@ pub struct Batch {
 }
 
 /// The tail is complete up to here although nothing was committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Up to here.
     pub lsn: Lsn,
     /// When, in microseconds since 1970 UTC.
     pub time: i64,
+    /// Id of the writer.
+    pub writer: String,
 }
 
 /// A log message that is not a record of this format.
@@ -222,6 +269,27 @@ pub enum DecodeError {
 }
 
 impl Record {
+    /// Id of the [`Writer`] that copies, of a record that is void if another one has begun to copy before it.
+    pub fn copier(&self) -> Option<&str> {
+        match self {
+            Record::TableBegin(TableBegin { writer, .. })
+            | Record::ChunkLogged(ChunkLogged { writer, .. })
+            | Record::TableEnd(TableEnd { writer, .. })
+            | Record::CopyEnd(CopyEnd { writer, .. }) => Some(writer),
+            Record::Blob(_)
+            | Record::Joined(_)
+            | Record::Header(_)
+            | Record::Schema(_)
+            | Record::Chunk(_)
+            | Record::Recopy(_)
+            | Record::TailBegin(_)
+            | Record::Writer(_)
+            | Record::Batch(_)
+            | Record::Heartbeat(_)
+            | Record::Unknown => None,
+        }
+    }
+
     /// The message's bytes.
     pub fn encode(self) -> Bytes {
         let kind = match self {
@@ -231,7 +299,10 @@ impl Record {
                 bytes: joined.bytes,
             }),
             Record::Header(header) => Kind::Header(header.into()),
-            Record::Schema(items) => Kind::Schema(wire::Schema { items: items.into_iter().map(Into::into).collect() }),
+            Record::Schema(schema) => Kind::Schema(wire::Schema {
+                items: schema.items.into_iter().map(Into::into).collect(),
+                whole: schema.whole,
+            }),
             Record::TableBegin(begin) => Kind::TableBegin(begin.into()),
             Record::Chunk(chunk) => Kind::Chunk(wire::Chunk {
                 table: Some(chunk.table.into()),
@@ -247,12 +318,14 @@ impl Record {
                 rows: logged.rows,
                 bytes: logged.bytes,
                 sequence: logged.sequence.0,
+                writer: logged.writer,
             }),
             Record::TableEnd(end) => Kind::TableEnd(wire::TableEnd {
                 table: Some(end.table.into()),
                 epoch: end.epoch,
                 chunks: end.chunks,
                 rows: end.rows,
+                writer: end.writer,
             }),
             Record::CopyEnd(end) => Kind::CopyEnd(wire::CopyEnd {
                 marker: end.marker,
@@ -261,16 +334,30 @@ impl Record {
                     .into_iter()
                     .map(|(table, epoch)| wire::TableEpoch { table: Some(table.into()), epoch })
                     .collect(),
+                writer: end.writer,
             }),
-            Record::Writer(writer) => Kind::Writer(wire::Writer { id: writer.id, name: writer.name }),
+            Record::Recopy(recopy) => Kind::Recopy(wire::Recopy {
+                id: recopy.id,
+                tables: recopy.tables.into_iter().map(Into::into).collect(),
+                time: recopy.time,
+                source_identity: recopy.source_identity.map(Into::into),
+            }),
+            Record::TailBegin(begin) => {
+                Kind::TailBegin(wire::TailBegin { recopy: begin.recopy, lsn: begin.lsn.0, sequence: begin.sequence.0 })
+            }
+            Record::Writer(writer) => {
+                Kind::Writer(wire::Writer { id: writer.id, name: writer.name, anew: writer.anew })
+            }
             Record::Batch(batch) => Kind::Batch(wire::Batch {
                 relations: batch.relations.into_iter().map(Into::into).collect(),
                 parts: batch.parts.into_iter().map(Into::into).collect(),
                 writer: batch.writer,
             }),
-            Record::Heartbeat(heartbeat) => {
-                Kind::Heartbeat(wire::Heartbeat { lsn: heartbeat.lsn.0, time: heartbeat.time })
-            }
+            Record::Heartbeat(heartbeat) => Kind::Heartbeat(wire::Heartbeat {
+                lsn: heartbeat.lsn.0,
+                time: heartbeat.time,
+                writer: heartbeat.writer,
+            }),
             Record::Unknown => return Bytes::new(),
         };
         wire::Record { kind: Some(kind) }.encode_to_vec().into()
@@ -290,7 +377,10 @@ impl Record {
                 Record::Joined(Joined { blobs: joined.blobs.into_iter().map(Seq).collect(), bytes: joined.bytes })
             }
             Kind::Header(header) => Record::Header(header.try_into()?),
-            Kind::Schema(schema) => Record::Schema(schema.items.into_iter().map(Into::into).collect()),
+            Kind::Schema(schema) => Record::Schema(Schema {
+                items: schema.items.into_iter().map(Into::into).collect(),
+                whole: schema.whole,
+            }),
             Kind::TableBegin(begin) => Record::TableBegin(begin.try_into()?),
             Kind::Chunk(chunk) => Record::Chunk(Chunk {
                 table: table(chunk.table)?,
@@ -306,12 +396,14 @@ impl Record {
                 rows: logged.rows,
                 bytes: logged.bytes,
                 sequence: Seq(logged.sequence),
+                writer: logged.writer,
             }),
             Kind::TableEnd(end) => Record::TableEnd(TableEnd {
                 table: table(end.table)?,
                 epoch: end.epoch,
                 chunks: end.chunks,
                 rows: end.rows,
+                writer: end.writer,
             }),
             Kind::CopyEnd(end) => Record::CopyEnd(CopyEnd {
                 marker: end.marker,
@@ -320,15 +412,27 @@ impl Record {
                     DecodeError,
                 >>(
                 )?,
+                writer: end.writer,
             }),
-            Kind::Writer(writer) => Record::Writer(Writer { id: writer.id, name: writer.name }),
+            Kind::Recopy(recopy) => Record::Recopy(Recopy {
+                id: recopy.id,
+                tables: recopy.tables.into_iter().map(Into::into).collect(),
+                time: recopy.time,
+                source_identity: recopy.source_identity.map(Into::into),
+            }),
+            Kind::TailBegin(begin) => Record::TailBegin(TailBegin {
+                recopy: begin.recopy,
+                lsn: Lsn(begin.lsn),
+                sequence: Seq(begin.sequence),
+            }),
+            Kind::Writer(writer) => Record::Writer(Writer { id: writer.id, name: writer.name, anew: writer.anew }),
             Kind::Batch(batch) => Record::Batch(Batch {
                 relations: batch.relations.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 parts: batch.parts.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
                 writer: batch.writer,
             }),
             Kind::Heartbeat(heartbeat) => {
-                Record::Heartbeat(Heartbeat { lsn: Lsn(heartbeat.lsn), time: heartbeat.time })
+                Record::Heartbeat(Heartbeat { lsn: Lsn(heartbeat.lsn), time: heartbeat.time, writer: heartbeat.writer })
             }
         })
     }
@@ -441,6 +545,7 @@ impl From<TableBegin> for wire::TableBegin {
             bytes_estimated: begin.bytes_estimated,
             marker: begin.marker,
             key: begin.key,
+            writer: begin.writer,
         }
     }
 }
@@ -467,6 +572,7 @@ impl TryFrom<wire::TableBegin> for TableBegin {
             rows_estimated: begin.rows_estimated,
             bytes_estimated: begin.bytes_estimated,
             marker: begin.marker,
+            writer: begin.writer,
         })
     }
 }

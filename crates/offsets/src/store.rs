@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bincode::{Decode, Encode};
 use model::{Code, Lsn, Problem, Seq};
 use nix::sys::statvfs::statvfs;
-use rocksdb::{DB, Options};
+use rocksdb::{DB, Direction, IteratorMode, Options};
+use tracing::warn;
 
 use crate::{Spill, codec, keys};
 
@@ -105,11 +106,32 @@ impl From<OffsetsError> for Problem {
 }
 
 impl Store {
-    /// Opens or creates the store in `dir`.
+    /// Opens or creates the store in `dir`. One that is damaged is made anew: what it held is elsewhere, too.
     ///
     /// # Errors
     /// The folder cannot be written, or another process holds it.
     pub fn open(dir: &Path) -> Result<Store, OffsetsError> {
+        let damage = match Store::open_as_it_is(dir) {
+            Ok(store) => match store.read_all() {
+                Ok(()) => return Ok(store),
+                Err(error) => error,
+            },
+            Err(error) if is_elsewhere(&error) => return Err(failed(dir, error)),
+            Err(error) => error,
+        };
+        warn!("the offset store in {} is damaged and is made anew: {damage}", dir.display());
+        // What cannot be removed shows when it is opened.
+        let _ = std::fs::remove_dir_all(dir);
+        Store::open_as_it_is(dir).map_err(|error| failed(dir, error))
+    }
+
+    /// Damaged blocks show when they are read. Not what a killed process has spilled: nobody will read that.
+    fn read_all(&self) -> Result<(), rocksdb::Error> {
+        let positions = keys::tail("");
+        self.db.iterator(IteratorMode::From(&positions, Direction::Forward)).try_for_each(|entry| entry.map(drop))
+    }
+
+    fn open_as_it_is(dir: &Path) -> Result<Store, rocksdb::Error> {
         let mut options = Options::default();
         options.create_if_missing(true);
         // Spilled transactions are written once, read once and dropped: small buffers, no cache to speak of.
@@ -118,7 +140,7 @@ impl Store {
         options.set_compression_type(rocksdb::DBCompressionType::Lz4);
         options.set_max_open_files(64);
         options.set_keep_log_file_num(2);
-        let db = DB::open(&options, dir).map_err(|source| OffsetsError::Open { path: dir.to_owned(), source })?;
+        let db = DB::open(&options, dir)?;
         let disk = Disk { path: dir.to_owned(), reserve: AtomicU64::new(RESERVE) };
         Ok(Store { db: Arc::new(db), disk: Arc::new(disk) })
     }
@@ -156,6 +178,18 @@ impl Store {
     }
 }
 
+fn failed(dir: &Path, source: rocksdb::Error) -> OffsetsError {
+    OffsetsError::Open { path: dir.to_owned(), source }
+}
+
+/// It is not the files: another process has them, or the folder cannot be written. RocksDB tells the system's errors as text only.
+fn is_elsewhere(error: &rocksdb::Error) -> bool {
+    let text = error.to_string();
+    let reasons =
+        ["lock file", "lock hold", "Permission denied", "Read-only file system", "No space left", "Not a directory"];
+    reasons.iter().any(|reason| text.contains(reason))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -190,6 +224,22 @@ mod tests {
         store.disk.reserve.store(0, Ordering::Relaxed);
         spill.put(5, 0, b"piece").unwrap();
         assert_eq!(spill.pieces(), 1);
+    }
+
+    #[test]
+    fn a_damaged_store_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let position = TailPosition { seq: Seq(7), lsn: Lsn(1) };
+        for damaged in ["CURRENT", ".sst", "MANIFEST"] {
+            Store::open(dir.path()).unwrap().set_tail("shop", position).unwrap();
+            // Opening again writes what is in the log into a table file.
+            assert_eq!(Store::open(dir.path()).unwrap().tail("shop").unwrap(), Some(position));
+            let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+            let hit: Vec<_> = files.filter(|file| file.to_string_lossy().contains(damaged)).collect();
+            assert!(!hit.is_empty(), "no file {damaged}");
+            hit.iter().for_each(|file| std::fs::write(file, "not what it was").unwrap());
+            assert_eq!(Store::open(dir.path()).unwrap().tail("shop").unwrap(), None, "{damaged}");
+        }
     }
 
     #[test]

@@ -107,7 +107,7 @@ pub struct Limits {
 pub enum OnWalCritical {
     /// The slot stays: the migration is worth more than the disk.
     Keep,
-    /// The slot goes, and the migration with it: the source comes first.
+    /// The slot goes, and everything has to be copied again: the source comes first.
     DropSlot,
 }
 

@@ -246,7 +246,8 @@ fn state(
     let slot = now.as_ref().and_then(|now| now.slot.as_ref());
     let running = slot.is_some_and(|slot| slot.active_pid.is_some());
     if now.is_some() {
-        warn_of_slot(plan, source, slot, warnings);
+        let begun = backlog.is_some_and(|backlog| backlog.logged.is_some());
+        warn_of_slot(plan, source, slot, begun, warnings);
         if !running {
             let text = format!("nobody reads source {:?}: start `crossfade run` or `crossfade capture`", source.name);
             warnings.push(Warning::new("capture_down", text));
@@ -304,8 +305,20 @@ fn lag(
     }
 }
 
-fn warn_of_slot(plan: &Plan, source: &Source, slot: Option<&capture::SlotState>, warnings: &mut Vec<Warning>) {
-    let Some(slot) = slot else { return };
+fn warn_of_slot(
+    plan: &Plan,
+    source: &Source,
+    slot: Option<&capture::SlotState>,
+    begun: bool,
+    warnings: &mut Vec<Warning>,
+) {
+    let Some(slot) = slot else {
+        if begun {
+            let text = format!("the slot of {:?} is gone: `crossfade recopy` copies everything anew", source.name);
+            warnings.push(Warning::new("slot_lost", text));
+        }
+        return;
+    };
     if slot.wal_status == "lost" {
         let text =
             format!("the slot of {:?} can no longer serve: the source has removed WAL that it needs", source.name);

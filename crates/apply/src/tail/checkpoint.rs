@@ -12,6 +12,8 @@ pub(super) struct Checkpoint {
     pub lsn: Lsn,
     /// The tail message that holds its last part.
     pub seq: Seq,
+    /// The message with which the tail started anew; zero if it never did.
+    pub begin: Seq,
     /// Reaching this marker joins copy and tail.
     pub join_marker: String,
 }
@@ -29,13 +31,17 @@ pub(super) struct Advance {
 
 pub(super) async fn load(session: &Session) -> Result<BTreeMap<String, Checkpoint>, ApplyError> {
     let rows = session
-        .query("SELECT source, (lsn - '0/0')::int8, seq, coalesce(join_marker, '') FROM crossfade.checkpoint", &[])
+        .query(
+            "SELECT source, (lsn - '0/0')::int8, seq, coalesce(join_marker, ''), tail_begin FROM crossfade.checkpoint",
+            &[],
+        )
         .await?;
     Ok(rows
         .iter()
         .map(|row| {
             let (lsn, seq) = (Lsn(row.get::<_, i64>(1) as u64), Seq(row.get::<_, i64>(2) as u64));
-            (row.get(0), Checkpoint { lsn, seq, join_marker: row.get(3) })
+            let begin = Seq(row.get::<_, i64>(4) as u64);
+            (row.get(0), Checkpoint { lsn, seq, begin, join_marker: row.get(3) })
         })
         .collect())
 }

@@ -2,11 +2,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{RecordReader, StreamKind};
-use model::{Code, Lsn, Part, Problem, Record, Relation, Seq};
+use model::{Lsn, Part, Record, Relation, Seq};
 use tokio::sync::mpsc;
 
 use super::checkpoint::Checkpoint;
-use crate::{ApplyError, Job};
+use crate::{ApplyError, Job, recopy};
 
 /// What the log hands to the folding, per source in order.
 pub(super) struct Incoming {
@@ -56,6 +56,10 @@ pub(super) async fn follow(
                 let relations = batch.relations.into_iter().map(Arc::new).collect();
                 What::Parts(relations, parts.filter(batch.parts)?)
             }
+            Record::Writer(next) if next.anew && seq != checkpoint.begin => {
+                tracing::info!(source = &*source, %seq, "the tail starts anew; waiting for the copy's records to say so");
+                return std::future::pending().await;
+            }
             Record::Writer(next) => {
                 writer = Some(next.id);
                 parts.open = false;
@@ -90,30 +94,36 @@ async fn lost(job: &Job, stream: &log::StreamName, source: &str, error: log::Log
 
 /// Where to go on: at the message that the checkpoint names, if it still is the one that holds its commit. A log that lost its end with a
 /// server's power was filled again from the slot, and may have other messages under the old numbers: then everything is read again from
-/// its beginning, and what the target has is passed over.
+/// where the tail begins, and what the target has is passed over.
 async fn start(job: &Job, stream: &log::StreamName, source: &str, checkpoint: &Checkpoint) -> Result<Seq, ApplyError> {
     let state = job.log.state(stream).await?.ok_or(log::LogError::NoStream)?;
     if checkpoint.seq == Seq::ZERO && state.first <= Seq(1) {
         return Ok(Seq(1));
     }
-    let named = match log::get_record(&*job.log, stream, checkpoint.seq).await {
-        Ok(Record::Batch(batch)) => batch.parts.iter().any(|part| part.end_lsn == Some(checkpoint.lsn)),
-        Ok(_) | Err(log::LogError::Missing { .. }) => false,
-        Err(error) => return Err(error.into()),
-    };
-    match named {
-        true => Ok(checkpoint.seq),
-        false if state.first <= Seq(1) => {
-            tracing::warn!(source, lsn = %checkpoint.lsn, "the log was written anew behind the checkpoint; reading it from its beginning");
-            Ok(Seq(1))
-        }
-        false => Err(gap(
-            source,
-            format!(
-                "the target stands at {}, and the log begins with message {}, behind what is missing",
-                checkpoint.lsn, state.first
-            ),
-        )),
+    if holds(job, stream, checkpoint, checkpoint.seq).await? {
+        return Ok(checkpoint.seq);
+    }
+    let begin = checkpoint.begin.max(Seq(1));
+    if state.first <= begin && (checkpoint.begin == Seq::ZERO || holds(job, stream, checkpoint, begin).await?) {
+        tracing::warn!(source, lsn = %checkpoint.lsn, "the log was written anew behind the checkpoint; reading it from its beginning");
+        return Ok(begin);
+    }
+    Err(gap(
+        source,
+        format!(
+            "the target stands at {} in message {}, which the log does not have; it begins with message {}",
+            checkpoint.lsn, checkpoint.seq, state.first
+        ),
+    ))
+}
+
+/// Message `seq` is what the checkpoint takes it for: the one with its commit, or the one with which the tail started anew.
+async fn holds(job: &Job, stream: &log::StreamName, checkpoint: &Checkpoint, seq: Seq) -> Result<bool, ApplyError> {
+    match log::get_record(&*job.log, stream, seq).await {
+        Ok(Record::Batch(batch)) => Ok(batch.parts.iter().any(|part| part.end_lsn == Some(checkpoint.lsn))),
+        Ok(Record::Writer(writer)) => Ok(writer.anew && seq == checkpoint.begin),
+        Ok(_) | Err(log::LogError::Missing { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -164,11 +174,5 @@ impl Parts {
 }
 
 pub(super) fn gap(source: &str, why: String) -> ApplyError {
-    Problem::new(
-        Code::Gap,
-        format!("the tail of source {source:?}"),
-        why,
-        "what is missing cannot be had again: end the plan with `crossfade complete`, empty the target, and start anew",
-    )
-    .into()
+    recopy::gap(format!("the tail of source {source:?}"), why)
 }

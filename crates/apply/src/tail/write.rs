@@ -109,7 +109,7 @@ fn at_commit(error: ApplyError, group: &Group) -> ApplyError {
     .into()
 }
 
-const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, and start again; nothing was skipped";
+const LOOK_AT_TARGET: &str = "somebody else wrote to the target, or it lacks rows: find out who, mend the row, or copy the table again (`crossfade recopy TABLE`), and start again; nothing was skipped";
 
 /// Waits at the gates that the tail is past by its checkpoint: who stood there died before the copy was in. Behind them the tail must not go
 /// on: changes of a table whose epoch has not begun would be dropped, and others would not find their rows.
@@ -361,7 +361,7 @@ impl Writer<'_> {
                 "UPDATE crossfade.checkpoint SET lsn = '0/0'::pg_lsn + $3::int8::numeric, seq = $4, transactions = transactions + $6, rows = rows + $7,
                         commit_time = to_timestamp($5::int8 / 1000000) + make_interval(secs => ($5::int8 % 1000000) / 1000000.0::float8),
                         applied_at = clock_timestamp()
-                  WHERE source = $1::text AND lsn = '0/0'::pg_lsn + $2::int8::numeric",
+                  WHERE source = $1::text AND lsn = '0/0'::pg_lsn + $2::int8::numeric AND seq = $8",
                 &[
                     &source,
                     &(checkpoint.lsn.0 as i64),
@@ -370,6 +370,7 @@ impl Writer<'_> {
                     &advance.commit_time,
                     &advance.transactions,
                     &advance.rows,
+                    &(checkpoint.seq.0 as i64),
                 ],
             )
             .await?;

@@ -16,6 +16,8 @@ pub(super) struct Chunks {
     pub streams: Streams,
     pub table: TableName,
     pub epoch: u32,
+    /// Id of the writer.
+    pub writer: String,
     /// Bytes that a chunk should not exceed; one row may.
     pub size: usize,
     next: AtomicU64,
@@ -23,10 +25,10 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub fn new(log: Arc<dyn Log>, streams: Streams, table: TableName, epoch: u32) -> Self {
+    pub fn new(log: Arc<dyn Log>, streams: Streams, table: TableName, epoch: u32, writer: String) -> Self {
         // Room for the record's other fields: two names of at most 63 bytes, five numbers.
         let size = log.max_message().min(MAX_CHUNK) - 1024;
-        Chunks { log, streams, table, epoch, size, next: AtomicU64::new(0), rows: AtomicU64::new(0) }
+        Chunks { log, streams, table, epoch, writer, size, next: AtomicU64::new(0), rows: AtomicU64::new(0) }
     }
 
     /// How many chunks there are, and rows in them.
@@ -41,7 +43,8 @@ impl Chunks {
         let chunk = Chunk { table: self.table.clone(), epoch: self.epoch, index, rows, data };
         let sequence = self.append_when_there_is_room(&self.streams.chunks, Record::Chunk(chunk)).await?;
         model::failpoint!("chunk_appended");
-        let logged = ChunkLogged { table: self.table.clone(), epoch: self.epoch, index, rows, bytes, sequence };
+        let (table, writer) = (self.table.clone(), self.writer.clone());
+        let logged = ChunkLogged { table, epoch: self.epoch, index, rows, bytes, sequence, writer };
         self.append_when_there_is_room(&self.streams.copy, Record::ChunkLogged(logged)).await?;
         model::failpoint!("chunk_logged");
         Ok(())

@@ -73,6 +73,7 @@ pub(super) async fn copy(
         rows_estimated: table.rows_estimated.max(0),
         bytes_estimated: table.bytes,
         marker: marker::copy_id(&table.name, epoch),
+        writer: running.writer.clone(),
     };
     begun.store(true, Ordering::Relaxed);
     log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;
@@ -80,7 +81,13 @@ pub(super) async fn copy(
 
     let shared = Arc::new(Shared {
         running: Arc::clone(running),
-        chunks: Arc::new(Chunks::new(Arc::clone(&job.log), streams.clone(), table.name.clone(), epoch)),
+        chunks: Arc::new(Chunks::new(
+            Arc::clone(&job.log),
+            streams.clone(),
+            table.name.clone(),
+            epoch,
+            running.writer.clone(),
+        )),
         snapshot: row.get(1),
         application: row.get(2),
         next: AtomicI64::new(0),
@@ -97,7 +104,7 @@ pub(super) async fn copy(
     leader.query_one("SELECT 1", &[]).await?;
     model::failpoint!("table_read");
     let (chunks, rows) = shared.chunks.counts();
-    let end = TableEnd { table: name.clone(), epoch, chunks, rows };
+    let end = TableEnd { table: name.clone(), epoch, chunks, rows, writer: running.writer.clone() };
     log::append_record(&*job.log, &streams.copy, Record::TableEnd(end)).await?;
     model::failpoint!("table_ended");
     leader.batch_execute("COMMIT").await?;

@@ -22,7 +22,7 @@ pub(crate) async fn run(plan: Arc<Plan>, output: Output) -> Result<u8, Problem> 
             None
         }
     };
-    findings.extend(checks::everything(&plan, log.as_deref()).await?.findings);
+    findings.extend(checks::everything(&plan, log.as_ref()).await?.findings);
     findings.sort_by_key(|finding| finding.severity);
     let blocked = findings.iter().any(|finding| finding.severity == Severity::Blocker);
     let verdict = if blocked { "blocked" } else { "ready" };

@@ -1,0 +1,78 @@
+use std::sync::Arc;
+
+use model::{Code, Problem, TableName};
+use plan::Plan;
+use serde_json::{Value, json};
+
+use crate::report::{self, Output};
+use crate::wiring;
+
+/// Asks for everything, or for `tables`, to be copied again into the same log and target. Whoever captures the plan does it.
+pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, output: Output) -> Result<u8, Problem> {
+    let names = names(&tables)?;
+    let session = pg::connect(&wiring::target(&plan)?, "recopy").await?;
+    let target = pg::catalog::identity(&session).await.map_err(pg::PgError::from)?;
+    let known = apply::knows(&session, &plan.name).await?;
+    let log = wiring::open_log(&plan).await?;
+    let mut asked = Vec::new();
+    for source in &plan.sources {
+        if names.is_empty() {
+            let session = pg::connect(&wiring::source(source)?, "recopy").await?;
+            let identity = pg::catalog::identity(&session).await.map_err(pg::PgError::from)?;
+            let all = capture::recopy_all(&log, &plan, source, &identity, &target, known, new_source).await?;
+            asked.push((source.name.clone(), all));
+        } else if let Some(some) = capture::recopy_tables(&log, &plan, source, &target, &names).await? {
+            asked.push((source.name.clone(), some));
+        }
+    }
+    let Some((_, first)) = asked.first() else { return Err(unknown(&tables)) };
+    if names.is_empty() {
+        apply::adopt(&session, &plan.name, &first.nonce).await?;
+    }
+    let sources: Vec<Value> = asked.iter().map(|(source, asked)| entry(source, asked)).collect();
+    let document = json!({ "plan": plan.name, "sources": sources });
+    if output.json {
+        output.print(&document);
+    } else {
+        output.text(&text(&asked));
+    }
+    report::keep(&plan, "recopy", &document);
+    Ok(0)
+}
+
+/// `schema.table`; the schema ends at the first dot, as in the plan.
+fn names(tables: &[String]) -> Result<Vec<TableName>, Problem> {
+    let name = |table: &String| match table.split_once('.') {
+        Some((schema, name)) if !schema.is_empty() && !name.is_empty() => Ok(TableName::new(schema, name)),
+        _ => Err(Problem::new(
+            Code::PlanInvalid,
+            format!("table {table:?}"),
+            "it is not of the form schema.table",
+            "name it with its schema: public.orders",
+        )),
+    };
+    tables.iter().map(name).collect()
+}
+
+fn unknown(tables: &[String]) -> Problem {
+    Problem::new(
+        Code::NoTables,
+        format!("table {}", tables.join(", ")),
+        "no copy of it has begun: the plan does not select it, or has not been run yet",
+        "correct the name (schema.table, as at the source); `crossfade status` lists the tables",
+    )
+}
+
+fn entry(source: &str, asked: &capture::Asked) -> Value {
+    let tables: Vec<String> = asked.tables.iter().map(ToString::to_string).collect();
+    json!({ "name": source, "recopy": asked.id, "everything": tables.is_empty(), "tables": tables })
+}
+
+fn text(asked: &[(String, capture::Asked)]) -> String {
+    let line = |(source, asked): &(String, capture::Asked)| match asked.tables.as_slice() {
+        [] => format!("{source}: every table will be copied again, and the tail starts anew\n"),
+        tables => tables.iter().map(|table| format!("{source}: {table} will be copied again\n")).collect(),
+    };
+    asked.iter().map(line).collect::<String>()
+        + "capture does it as soon as it runs; `crossfade status --watch` shows how far it is\n"
+}
