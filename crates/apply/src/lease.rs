@@ -46,28 +46,30 @@ async fn alive(session: &Session, worker: &str) -> Result<(), ApplyError> {
 }
 
 /// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backends
-/// are terminated first, so that nothing of it is still under way. `held` is the last one that this process had.
+/// are terminated first, so that nothing of it is still under way. `held` is the last one that this process had: over a connection that it has
+/// given up, that is held by nobody. The server may not know for hours that the other end is gone, and this process's own heartbeat
+/// would keep it from being silent.
 ///
 /// # Errors
 /// It was taken from this process, which was silent for too long.
 pub(crate) async fn acquire(session: &Session, worker: &str, held: &Held) -> Result<Option<Lease>, ApplyError> {
     // Before it holds anything: a holder that nobody has seen would count as silent.
     alive(session, worker).await?;
+    let before = held.0.load(Ordering::Relaxed);
     let row = session
         .query_one(
-            "SELECT l.token, l.worker IS NULL OR a.pid IS NULL
+            "SELECT l.token, l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
                     OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true) AS free,
                     CASE WHEN a.pid IS NOT NULL THEN l.worker END AS silent, l.worker, l.taken_from
                FROM crossfade.lease l
                LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
                LEFT JOIN crossfade.worker w ON w.worker = l.worker",
-            &[&STALE],
+            &[&STALE, &before],
         )
         .await?;
     let (token, free): (i64, bool) = (row.get(0), row.get(1));
     let (silent, holder, from): (Option<String>, Option<String>, Option<String>) = (row.get(2), row.get(3), row.get(4));
     if !free {
-        let before = held.0.load(Ordering::Relaxed);
         let taken =
             before > 0 && token > before && from.as_deref() == Some(worker) && holder.as_deref() != Some(worker);
         return if taken { Err(ApplyError::LeaseLost(holder.unwrap_or_default())) } else { Ok(None) };

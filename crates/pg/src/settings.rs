@@ -15,6 +15,10 @@ const PINNED: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // A server that has lost us gives up what our session holds within a minute, as we do with it: its default is two hours.
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
 ];
 
 /// Those of the pinned settings that the server reports by itself, and how the reported value begins. What stands

@@ -48,6 +48,9 @@ async fn pinned_settings_win_over_those_of_database_and_role() {
             ("statement_timeout", "0"),
             ("lock_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
+            ("tcp_keepalives_idle", "30"),
+            ("tcp_keepalives_interval", "10"),
+            ("tcp_keepalives_count", "3"),
         ] {
             let value: String = session.query_one("SELECT current_setting($1)", &[&name]).await.unwrap().get(0);
             assert_eq!(value.split(',').next(), Some(pinned), "{name}");
