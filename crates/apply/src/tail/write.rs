@@ -127,6 +127,9 @@ pub(super) async fn gates(job: &Job, session: &Session, lease: Lease) -> Result<
     Ok(())
 }
 
+/// How often those who watch are told what the tail waits for: a copy takes its time, so it is nothing to hurry about.
+const SAID: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Waits until the copy that `marker` announced, or a later one of the same table, is in.
 async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: &str) -> Result<(), ApplyError> {
     model::failpoint!("gate_reached");
@@ -137,7 +140,16 @@ async fn gate(job: &Job, session: &Session, lease: Lease, source: &str, marker: 
         tables::BUILT
     );
     let mut news: Option<Session> = None;
+    let mut said = tokio::time::Instant::now();
     loop {
+        if said.elapsed() > SAID {
+            said = tokio::time::Instant::now();
+            tracing::warn!(
+                source,
+                table,
+                "the tail waits for this table's copy; if the plan has it no more, put it back until the copy is in"
+            );
+        }
         let row = session.query_opt(&query, &[&source, &table]).await?;
         if let Some(row) = row {
             let (now, next, done): (i32, Option<i32>, bool) = (row.get(2), row.get(3), row.get(4));
