@@ -294,3 +294,26 @@ async fn another_cluster_behind_the_same_address() -> Result<()> {
     ensure!(ended.status.code() == Some(1) && ended.error_code()? == "source_changed", "{ended:?}");
     followed.goes_on_after(&["recopy", "--new-source"]).await
 }
+
+/// With its slot, which has gone back as well: what is committed now has positions that the log has already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_put_back() -> Result<()> {
+    let mut followed = Followed::over_nats().await?;
+    followed.writers.stop().await?;
+    followed.world.source.stop(Shutdown::Fast)?;
+    followed.world.source.keep("before")?;
+    followed.world.source.boot()?;
+    followed.writers = Writers::start(&followed.world.source, "app", 2, 45).await?;
+    let mut run = followed.crossfade.start(&["run"])?;
+    followed.some(300).await?;
+    followed.writers.stop().await?;
+    followed.crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    run.stop().await?;
+    followed.world.source.stop(Shutdown::Fast)?;
+    followed.world.source.put_back("before")?;
+    followed.world.source.boot()?;
+    followed.writers = Writers::start(&followed.world.source, "app", 0, 46).await?;
+    followed.is_refused("run", "gap").await?;
+    followed.writers = Writers::start(&followed.world.source, "app", 2, 47).await?;
+    followed.goes_on_after(&["recopy"]).await
+}
