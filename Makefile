@@ -5,12 +5,16 @@ SHELL := /bin/bash
 # The event log of the demo: nats or embedded.
 LOG ?= nats
 
+# How many migrations under faults, and the seed of the first; each takes the next one.
+RUNS ?= 4
+SEED ?= 1
+
 # The same selection of packages everywhere: with another one cargo may choose other features and build RocksDB anew.
 CARGO := cargo
 WHOLE := --workspace
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test soak bench fmt lint
+.PHONY: help setup build demo test chaos soak bench fmt lint
 
 help: ## Shows this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +30,9 @@ demo: build ## A live migration on servers of its own; LOG=embedded does it with
 
 test: build ## All tests, on real servers.
 	@.ci/test
+
+chaos: build ## Migrations under faults: RUNS=n of them, of the seeds SEED=s, s+1, …
+	@$(CARGO) run --quiet --bin chaos -- --runs $(RUNS) --seed $(SEED)
 
 soak: build ## Tests that take minutes: a cluster of three nats-servers.
 	@$(CARGO) test -p crossfade-log --test cluster

@@ -264,7 +264,7 @@ impl Cluster {
     }
 
     fn launch(&self) -> Result<Attached> {
-        let log = File::create(self.folder.path().join("postgres.log"))?;
+        let log = File::options().create(true).append(true).open(self.folder.path().join("postgres.log"))?;
         let mut postgres = command(bin("postgres")?, As::Postgres, "QUIT", self.folder.path())?;
         postgres.arg("-D").arg(self.data()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Attached::start(postgres)

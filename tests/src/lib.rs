@@ -13,8 +13,10 @@
 
 pub mod attached;
 mod certs;
+pub mod chaos;
 mod cluster;
 pub mod compare;
+mod dice;
 mod folder;
 pub mod follow;
 mod jetstream;
@@ -33,11 +35,12 @@ mod world;
 pub use certs::{Authority, KeyPairFiles};
 pub use cluster::{Cluster, ClusterBuilder, Shutdown, bin, connect};
 pub use compare::Comparison;
+pub use dice::Dice;
 pub use nats::{Nats, NatsBuilder};
 pub use pgbench::{LoadReport, Pgbench, RunningPgbench};
 pub use plan_file::PlanFile;
 pub use port::Port;
 pub use program::{Crossfade, Finished, Running, lag};
-pub use proxy::Proxy;
+pub use proxy::{Orphan, Proxy};
 pub use until::until;
 pub use world::World;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use crate::{Cluster, PlanFile};
+use crate::{Cluster, Dice, PlanFile};
 
 /// Types, constraints, partitions, heirs, tables without key, triggers, odd names, and some rows.
 pub const SCHEMA: &str = include_str!("mixed/schema.sql");
@@ -42,7 +42,7 @@ impl Writers {
         let mut tasks = Vec::new();
         for number in 0..count {
             let client = cluster.client(database).await?;
-            let dice = Dice(seed ^ (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let dice = Dice::of(seed, number);
             tasks.push(tokio::spawn(write(client, dice, stop.clone(), transactions.clone())));
         }
         Ok(Writers { stop, transactions, tasks })
@@ -64,10 +64,8 @@ impl Writers {
 }
 
 async fn write(client: Client, mut dice: Dice, stop: Arc<AtomicBool>, count: Arc<AtomicU64>) -> Result<()> {
-    let statements: Vec<&str> = STATEMENTS.lines().filter(|line| !line.is_empty() && !line.starts_with("--")).collect();
     while !stop.load(Ordering::Relaxed) {
-        let chosen = dice.below(statements.len() as u64) as usize;
-        let sql = dice.fill(statements[chosen]);
+        let sql = statement(&mut dice);
         match client.batch_execute(&sql).await {
             // Two writers collide on keys and locks, as applications do: the transaction is rolled back, that is all.
             Err(error) if error.code().is_some_and(|code| ["23", "40"].contains(&&code.code()[..2])) => {
@@ -80,24 +78,14 @@ async fn write(client: Client, mut dice: Dice, stop: Arc<AtomicBool>, count: Arc
     Ok(())
 }
 
-/// Numbers that look random (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % limit
+/// One of the statements, with its numbers filled in.
+pub fn statement(dice: &mut Dice) -> String {
+    let statements: Vec<&str> = STATEMENTS.lines().filter(|line| !line.is_empty() && !line.starts_with("--")).collect();
+    let mut parts = dice.one_of(&statements).split(":r");
+    let mut sql = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        sql += &dice.below(1_000_000).to_string();
+        sql += part;
     }
-
-    fn fill(&mut self, statement: &str) -> String {
-        let mut parts = statement.split(":r");
-        let mut sql = parts.next().unwrap_or_default().to_owned();
-        for part in parts {
-            sql += &self.below(1_000_000).to_string();
-            sql += part;
-        }
-        sql
-    }
+    sql
 }

@@ -2,6 +2,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,11 @@ impl Nats {
         format!("{}://127.0.0.1:{}", if self.tls { "tls" } else { "nats" }, self.port())
     }
 
+    /// Where its store and its log lie.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Its process id; none while it is stopped.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Attached::pid)
@@ -152,7 +158,7 @@ impl Nats {
     /// Starts it again after [`Nats::stop`] or [`Nats::kill9`], on the same port and store.
     pub fn boot(&mut self) -> Result<()> {
         ensure!(self.server.is_none(), "the nats-server runs already");
-        let log = File::create(self.folder.path().join("nats.log"))?;
+        let log = File::options().create(true).append(true).open(self.folder.path().join("nats.log"))?;
         let mut program = command("nats-server", As::Me, "KILL", self.folder.path())?;
         program.args(["-c", "nats.conf"]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut server = Attached::start(program)?;

@@ -89,6 +89,11 @@ impl Crossfade {
         &self.plan
     }
 
+    /// Where the plan, the state and the logs of its commands lie.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The folder that the plan names as `state.dir`.
     pub fn state_dir(&self) -> PathBuf {
         self.folder.path().join("state")
@@ -261,6 +266,27 @@ impl Running {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.process.ended()?.is_none())
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.process.ended()
+    }
+
+    /// The code of the error that `--json` printed, if it did.
+    pub fn error_code(&self) -> Option<String> {
+        let printed: Value = serde_json::from_str(&std::fs::read_to_string(&self.stdout).ok()?).ok()?;
+        printed["error"]["code"].as_str().map(str::to_owned)
+    }
+
+    /// SIGSTOP: it stands still, and everything of it stays as it is.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGCONT)
     }
 
     /// `kill -9`.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::mixed::{self, Writers};
-use crossfade_tests::{Crossfade, PlanFile, Proxy, Running, Shutdown, World, until};
+use crossfade_tests::{Crossfade, Orphan, PlanFile, Proxy, Running, Shutdown, World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -69,5 +69,22 @@ async fn the_network_is_cut_and_stalls() -> Result<()> {
         proxy.resume();
         expect_caught_up(&world, &crossfade, &mut run).await?;
     }
+    run.stop().await
+}
+
+/// The process knows that its connections to the target are gone, and the target does not: what they held there, the lease among it, must not
+/// keep their own process waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_target_does_not_hear_that_its_connections_are_gone() -> Result<()> {
+    let world = World::embedded()?;
+    mixed::create(&world.source, "app")?;
+    let target = Proxy::start(world.target.port()).await?;
+    let url = format!("postgres://postgres@127.0.0.1:{}/app", target.port());
+    let crossfade = Crossfade::new(&mixed::plan(PlanFile::new("shop", &world.source_url(), &url)))?;
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
+    target.orphan(Orphan::Server);
+    write_some(&world, 1).await?;
+    expect_caught_up(&world, &crossfade, &mut run).await?;
     run.stop().await
 }
