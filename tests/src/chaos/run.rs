@@ -77,10 +77,7 @@ impl Chaos {
         };
         let outcome = tail.await;
         watch.abort();
-        let halves = match watch.await {
-            Ok(sum) => Some(sum),
-            Err(_) => None,
-        };
+        let halves = watch.await.ok();
         outcome?;
         if let Some(seen) = halves {
             bail!("the target showed half a transaction: {}", seen?);
