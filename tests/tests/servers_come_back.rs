@@ -88,3 +88,19 @@ async fn the_target_does_not_hear_that_its_connections_are_gone() -> Result<()> 
     expect_caught_up(&world, &crossfade, &mut run).await?;
     run.stop().await
 }
+
+/// The other way round, with NATS: it has closed the connections, and the process is left waiting for answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_process_does_not_hear_that_its_connections_to_nats_are_gone() -> Result<()> {
+    let world = World::with_nats()?;
+    mixed::create(&world.source, "app")?;
+    let nats = Proxy::start(world.nats.as_ref().map(|nats| nats.port()).context("it is there")?).await?;
+    let plan = mixed::plan(world.plan()).log(&format!("nats://127.0.0.1:{}", nats.port()));
+    let crossfade = Crossfade::new(&plan)?;
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
+    nats.orphan(Orphan::Program);
+    write_some(&world, 1).await?;
+    expect_caught_up(&world, &crossfade, &mut run).await?;
+    run.stop().await
+}
