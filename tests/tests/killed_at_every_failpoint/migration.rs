@@ -199,6 +199,15 @@ impl<'a> Migration<'a> {
         let before = self.load.as_ref().map_or(0, Load::transactions);
         let mut run = self.crossfade.start(&["run"])?;
         self.joined(&mut run).await?;
+        // A table that was added to the plan may be on its way: the target says that it is joined until it hears of that.
+        let there = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
+        let there: i64 = self.source.query_one(there, &[]).await?.get(0);
+        until("every table of the plan known at the target", LIMIT, || async {
+            let known: i64 = self.target.query_one("SELECT count(*) FROM crossfade.tables", &[]).await?.get(0);
+            Ok((known == there).then_some(()))
+        })
+        .await?;
+        self.joined(&mut run).await?;
         if let Some(load) = &self.load {
             until("the load goes on", LIMIT, || async { Ok((load.transactions() > before + 5).then_some(())) }).await?;
         }
