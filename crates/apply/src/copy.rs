@@ -100,8 +100,7 @@ async fn copy(
             &[source, &table.schema, &table.name],
         )
         .await?;
-    // Read by a statement of its own: an epoch that began while that one waited is an update of no key, so it returned the row as
-    // it had been before.
+    // Read by a statement of its own, which sees every epoch that began before the lock was there, whatever the locking one returns.
     let row = session
         .query_opt(
             "SELECT begin, into_schema, into_name FROM crossfade.tables

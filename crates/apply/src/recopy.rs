@@ -6,12 +6,9 @@ use pg::Session;
 
 use crate::ApplyError;
 
-/// What a person can do about a gap.
-pub(crate) const NEXT: &str = "what is missing cannot be had again: `crossfade recopy` copies everything anew, into the same log and target; then start again";
-
 /// Something is missing that the target needs next.
 pub(crate) fn gap(what: impl Into<String>, why: impl Into<String>) -> ApplyError {
-    Problem::new(Code::Gap, what, why, NEXT).into()
+    Problem::lost(Code::Gap, what, why).into()
 }
 
 /// Makes the copies of these tables void; without names, those of all tables of the source. In the transaction that `session` is in.

@@ -7,9 +7,6 @@ use crate::copy::Progress;
 use crate::slot::SlotState;
 use crate::tail::Resume;
 
-/// What a person can do about it.
-const NEXT: &str = "what is missing cannot be had again: `crossfade recopy` copies everything anew, into the same log and target; then start again";
-
 /// Checks that what the slot can still send follows what the log has. `position` is where the source's WAL ends.
 ///
 /// # Errors
@@ -23,8 +20,7 @@ pub(crate) fn check(
     position: Lsn,
 ) -> Result<(), Problem> {
     let begun = resume.lsn.is_some() || progress.begun();
-    let lost =
-        |why: &str| Problem::new(Code::SlotLost, format!("slot {name} of source {:?}", header.source), why, NEXT);
+    let lost = |why: &str| Problem::lost(Code::SlotLost, format!("slot {name} of source {:?}", header.source), why);
     let Some(slot) = slot else {
         return if begun { Err(lost("it does not exist any more")) } else { Ok(()) };
     };
@@ -60,5 +56,5 @@ pub(crate) fn check(
 
 /// Something is missing that cannot be had again.
 pub(crate) fn gap(header: &Header, why: impl Into<String>) -> Problem {
-    Problem::new(Code::Gap, format!("plan {:?}, source {:?}", header.plan, header.source), why, NEXT)
+    Problem::lost(Code::Gap, format!("plan {:?}, source {:?}", header.plan, header.source), why)
 }

@@ -20,6 +20,12 @@ impl Problem {
     pub fn new(code: Code, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
         Problem { code, what: what.into(), why: why.into(), next: next.into() }
     }
+
+    /// One that only another copy of everything leads out of: something was lost that neither source nor log has any more.
+    pub fn lost(code: Code, what: impl Into<String>, why: impl Into<String>) -> Self {
+        let next = "what is missing cannot be had again: `crossfade recopy` copies everything anew, into the same log and target; then start again";
+        Problem::new(code, what, why, next)
+    }
 }
 
 /// What a look at sources, log and target before the start found.
