@@ -54,11 +54,17 @@ pub struct AtSlot {
 impl AtSlot {
     /// Starts `crossfade run` and brings it there.
     pub async fn start(cluster: &Cluster, database: &str, crossfade: &Crossfade) -> Result<AtSlot> {
+        AtSlot::start_across(cluster, database, crossfade, "").await
+    }
+
+    /// The same; `sql` is run between the slot's first look and its second, by a transaction younger than the one that holds the slot at its second.
+    pub async fn start_across(cluster: &Cluster, database: &str, crossfade: &Crossfade, sql: &str) -> Result<AtSlot> {
         let observer = cluster.client(database).await?;
         let first = Open::begin(cluster, database).await?;
         let running = crossfade.start(&["run"])?;
         first.holds_a_slot(&observer).await?;
         let last = Open::begin(cluster, database).await?;
+        observer.batch_execute(sql).await?;
         first.commit().await?;
         last.holds_a_slot(&observer).await?;
         Ok(AtSlot { running, last })

@@ -128,3 +128,20 @@ async fn a_truncate_before_the_slot_starts_is_nothing_to_stop_for() -> Result<()
     let run = at_slot.pass(&world.source, "app").await?;
     ends_equal(&world, &crossfade, run, "3").await
 }
+
+/// Until the next change of a catalog, a new slot decodes with a catalog that lacks what was changed while it was made, if an older transaction was
+/// still open: rows of a table that was emptied then belong to no table that it knows, and a column that was added is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_changed_while_the_slot_is_made_is_known_to_it() -> Result<()> {
+    let world = world()?;
+    let crossfade = world.crossfade()?;
+    let at_slot = AtSlot::start_across(&world.source, "app", &crossfade, "TRUNCATE t").await?;
+    // The slot keeps for later transactions what it knows of the catalogs at this one's first change.
+    let writer = world.source.client("app").await?;
+    writer.batch_execute("BEGIN; INSERT INTO t VALUES (100)").await?;
+    let mut run = at_slot.pass(&world.source, "app").await?;
+    writer.batch_execute("COMMIT").await?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
+    world.at_source("INSERT INTO t VALUES (200)")?;
+    ends_equal(&world, &crossfade, run, "2").await
+}

@@ -1,4 +1,4 @@
-//! Waiting until every transaction that is older than the slot, or than a change of the publication, has ended.
+//! Waiting until every transaction that is older than the slot, or than a change of the publication, has ended, and until what was written is flushed.
 //!
 //! Without it, a transaction whose commit record lies before the slot's start but which is not yet visible (it waits for
 //! a synchronous standby, say) is in neither copy nor tail. `pg_snapshot_xmax` would not do: it is the last *completed* id
@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use model::{Code, Problem};
+use model::{Code, Lsn, Problem};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
@@ -77,4 +77,27 @@ pub(crate) async fn open(client: &Client, barrier: &str) -> Result<String, Captu
         return Ok("one that is committing".to_owned());
     }
     Ok(rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join(", "))
+}
+
+/// How far the source's WAL is written by those who have ended. Behind a page's header, which is 24 bytes long, or 40 in a file's first page,
+/// nothing need be written yet: the position is that of the page then.
+pub(crate) async fn written(client: &Client) -> Result<Lsn, CaptureError> {
+    let query = "SELECT (l - CASE WHEN l % current_setting('wal_block_size')::int8 IN (24, 40) THEN l % current_setting('wal_block_size')::int8 ELSE 0 END)
+                   FROM (SELECT (pg_current_wal_insert_lsn() - '0/0')::int8 AS l) AS insert";
+    Ok(Lsn(client.query_one(query, &[]).await?.get::<_, i64>(0) as u64))
+}
+
+/// How often it is looked whether WAL is flushed: the server's own rhythm is 0.2 s.
+const FLUSH: Duration = Duration::from_millis(50);
+
+/// Waits until WAL is flushed up to `written`. With `synchronous_commit = off` a commit is visible before that, and a crash of the source takes it
+/// back: neither must a copy be called done with rows of a transaction that may never have been, nor a tail begin behind it.
+pub(crate) async fn flushed(client: &Client, written: Lsn) -> Result<(), CaptureError> {
+    loop {
+        let query = "SELECT (pg_current_wal_flush_lsn() - '0/0')::int8 >= $1";
+        if client.query_one(query, &[&(written.0 as i64)]).await?.get(0) {
+            return Ok(());
+        }
+        tokio::time::sleep(FLUSH).await;
+    }
 }

@@ -70,6 +70,15 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
     Ok(!missing.is_empty())
 }
 
+/// Changes a catalog, and nothing that anybody sees. What a slot knows of the catalogs is from its start and is looked up anew only after a transaction that
+/// changes one; a change that was made while the slot was, by a transaction younger than one still open, is not in it until then.
+pub(crate) async fn touch(client: &Client, plan: &str, source: &str) -> Result<(), CaptureError> {
+    let [whole, _] = names(plan, source);
+    let comment = quote::literal("crossfade: changes on their way into another database");
+    client.batch_execute(&format!("COMMENT ON PUBLICATION {} IS {comment}", quote::ident(&whole))).await?;
+    Ok(())
+}
+
 /// The tables of a publication; `None` if there is no such one.
 async fn published_by(client: &Client, name: &str) -> Result<Option<BTreeSet<TableName>>, CaptureError> {
     if client.query("SELECT FROM pg_publication WHERE pubname = $1::text", &[&name]).await?.is_empty() {

@@ -217,24 +217,28 @@ async fn prepare(job: &Job, first: bool, writers: &tail::Writers) -> Result<Read
     progress.check_columns(&tables)?;
     let changed =
         publication::publish(&session, job, &tables, |table| found.is_some() && progress.is_done(table)).await?;
-    let lsn = match (&found, resume.lsn) {
-        (Some(_), Some(lsn)) => lsn,
-        // Nothing was logged since the slot was made, so nothing was confirmed either: it still stands at its start.
-        (Some(slot), None) => slot.confirmed,
-        (None, _) => slot::create(&session, &job.endpoint, &name, limit).await?,
-    };
-    if changed || found.is_none() || !progress.complete(&tables) {
+    if found.is_none() {
+        slot::create(&session, &job.endpoint, &name, limit).await?;
+    }
+    if resume.lsn.is_none() {
+        publication::touch(&session, &job.plan.name, &job.source.name).await?;
+        model::failpoint!("catalog_touched");
+    }
+    let wait = changed || resume.lsn.is_none() || !progress.complete(&tables);
+    if wait {
         barrier::pass(&session, limit).await?;
         model::failpoint!("barrier_passed");
-        // The tail does not tell of a TRUNCATE before its start, or before the table was published. What is still to be copied may be as it is now.
-        let now = select::tables(&session, &job.source).await?;
-        for table in tables.iter_mut().filter(|table| !progress.is_done(&table.name)) {
-            if let Some(now) = now.iter().find(|now| now.oid == table.oid) {
-                table.filenode = now.filenode;
-            }
-        }
     }
-    if changed || found.is_none() {
+    let lsn = match resume.lsn {
+        Some(lsn) => lsn,
+        // Not where the slot starts: whoever commits from here on began after the catalog was touched, and everybody else is visible.
+        None => {
+            let written = barrier::written(&session).await?;
+            barrier::flushed(&session, written).await?;
+            written
+        }
+    };
+    if wait {
         refresh(&mut tables, &select::tables(&session, &job.source).await?, &progress);
     }
     let near: String = session.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?.get(0);
@@ -257,8 +261,8 @@ async fn prepare(job: &Job, first: bool, writers: &tail::Writers) -> Result<Read
     })
 }
 
-/// A table that was emptied before the tail tells of it has another heap than when it was looked at: that is no change which the tail
-/// did not show. Only of tables that are still to be copied; of the others nobody may rewrite one unseen.
+/// The tail does not tell of a TRUNCATE before its start, or before the table was published: such a table has another heap than when it was looked at,
+/// and nothing was missed. Only of tables that are still to be copied; of the others nobody may rewrite one unseen.
 fn refresh(tables: &mut [Table], now: &[Table], progress: &Progress) {
     for table in tables.iter_mut().filter(|table| !progress.is_done(&table.name)) {
         if let Some(now) = now.iter().find(|now| now.oid == table.oid) {

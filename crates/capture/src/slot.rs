@@ -83,7 +83,7 @@ pub(crate) async fn create(
     endpoint: &Endpoint,
     name: &str,
     limit: Duration,
-) -> Result<Lsn, CaptureError> {
+) -> Result<(), CaptureError> {
     let mut replication = Replication::connect(endpoint, "slot").await?;
     let failover = replication.server_version() >= 170_000;
     let Ok(created) = tokio::time::timeout(limit, replication.create_slot(name, failover)).await else {
@@ -99,7 +99,7 @@ pub(crate) async fn create(
     let created = created?;
     model::failpoint!("slot_created");
     info!(slot = name, lsn = %created.consistent_point, "slot created");
-    Ok(created.consistent_point)
+    Ok(())
 }
 
 /// How long a walsender may take to notice that nobody reads from it any more.

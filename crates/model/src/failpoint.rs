@@ -28,6 +28,8 @@ names! {
     "publication_altered",
     /// The slot is there.
     "slot_created",
+    /// The slot knows the catalogs as they are now.
+    "catalog_touched",
     /// All transactions older than slot and publication have ended.
     "barrier_passed",
 

@@ -13,7 +13,7 @@ use tracing::info;
 use super::chunks::{Chunks, Writer};
 use super::panicked;
 use crate::run::Running;
-use crate::{CaptureError, claim, marker};
+use crate::{CaptureError, barrier, claim, marker};
 
 /// Heap blocks that one COPY reads: 16 MiB, so that readers share a table evenly and a COPY's own cost does not count.
 const RANGE: i64 = 2048;
@@ -50,7 +50,7 @@ pub(super) async fn copy(
     let row = leader
         .query_one("SELECT pg_current_snapshot()::text, pg_export_snapshot(), current_setting('application_name')", &[])
         .await?;
-    let seen = written(&leader).await?;
+    let seen = barrier::written(&leader).await?;
     let snapshot: Snapshot = row.get::<_, String>(0).parse().map_err(|error: model::ParseSnapshotError| {
         Problem::new(Code::Internal, format!("table {}", table.name), error.to_string(), "report it")
     })?;
@@ -102,7 +102,7 @@ pub(super) async fn copy(
         result = give_way(running, &shared) => result?,
     }
     // Also asks the leader whether it lives: while its transaction does, nothing can have emptied the table under its readers.
-    flushed(&leader, seen).await?;
+    barrier::flushed(&leader, seen).await?;
     model::failpoint!("table_read");
     let (chunks, rows) = shared.chunks.counts();
     let end = TableEnd { table: name.clone(), epoch, chunks, rows, writer: running.writer.clone() };
@@ -111,29 +111,6 @@ pub(super) async fn copy(
     leader.batch_execute("COMMIT").await?;
     info!(table = %name, rows, chunks, "copied");
     Ok(())
-}
-
-/// How far the source's WAL is written by those whose commits the snapshot may see. Behind a page's header, which is 24 bytes long, or 40 in a
-/// file's first page, nothing need be written yet: the position is that of the page then.
-async fn written(leader: &Session) -> Result<i64, CaptureError> {
-    let query = "SELECT (l - CASE WHEN l % current_setting('wal_block_size')::int8 IN (24, 40) THEN l % current_setting('wal_block_size')::int8 ELSE 0 END)
-                   FROM (SELECT (pg_current_wal_insert_lsn() - '0/0')::int8 AS l) AS insert";
-    Ok(leader.query_one(query, &[]).await?.get(0))
-}
-
-/// How often it is looked whether WAL is flushed: the server's own rhythm is 0.2 s.
-const FLUSH: Duration = Duration::from_millis(50);
-
-/// Waits until WAL is flushed up to `written`. With `synchronous_commit = off` a commit is visible before that, and a crash of the source takes it
-/// back: the copy must not be called done with rows of a transaction that may never have been.
-async fn flushed(leader: &Session, written: i64) -> Result<(), CaptureError> {
-    loop {
-        let row = leader.query_one("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8 >= $1", &[&written]).await?;
-        if row.get(0) {
-            return Ok(());
-        }
-        tokio::time::sleep(FLUSH).await;
-    }
 }
 
 /// A transaction that holds the table's lock and has no snapshot yet.
