@@ -13,8 +13,14 @@ SEED ?= 1
 CARGO := cargo
 WHOLE := --workspace
 
+# `always`: the tests' nats-servers sync each message, as nats-server 2.10 and newer can; which one is taken, PATH says.
+export NATS_SYNC
+
+# One case of the bounds; all if none is named.
+CASE ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test chaos soak bench fmt lint
+.PHONY: help setup build demo test chaos soak bench bounds fmt lint
 
 help: ## Shows this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +34,7 @@ build: setup ## Builds everything.
 demo: build ## A live migration on servers of its own; LOG=embedded does it without NATS.
 	@$(CARGO) run --quiet --bin demo -- --log $(LOG)
 
-test: build ## All tests, on real servers.
+test: build ## All tests, on real servers; NATS_SYNC=always with logs that sync each message.
 	@.ci/test
 
 chaos: build ## Migrations under faults: RUNS=n of them, of the seeds SEED=s, s+1, …
@@ -40,6 +46,9 @@ soak: build ## Tests that take minutes: a cluster of three nats-servers.
 bench: setup ## Against Postgres's own subscription; writes benches/results/latest.json.
 	$(CARGO) build $(WHOLE) --release
 	@$(CARGO) run --quiet --release --bin crossfade-benches
+
+bounds: build ## Peak memory where much comes at once; writes benches/results/bounds.json. CASE=name: one of the cases.
+	@$(CARGO) run --quiet --bin crossfade-benches -- bounds $(CASE)
 
 fmt: ## Formats the code.
 	$(CARGO) fmt --all

@@ -7,7 +7,10 @@
 //! - [`report`]: the table, and `benches/results/latest.json`
 //!
 //! `BENCH_RUNS` (default 5) alternating runs; the median counts.
+//!
+//! And `make bounds`: [`bounds`], memory where much comes at once.
 
+mod bounds;
 mod copy;
 mod drain;
 mod lag;
@@ -17,7 +20,7 @@ mod rivals;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use harness::{Cluster, Nats, Pgbench, World, compare};
 
 use crate::report::{Entry, Report};
@@ -31,15 +34,22 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let work = async {
+        match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            [] => compared().await,
+            ["bounds"] => bounded(None).await,
+            ["bounds", case] => bounded(Some(case)).await,
+            _ => bail!("usage: crossfade-benches [bounds [case]]"),
+        }
+    };
     // Servers and folders go away with the future that owns them, also when a person gives up.
     tokio::select! {
         biased;
         _ = tokio::signal::ctrl_c() => ExitCode::from(130),
-        outcome = bench() => match outcome.and_then(|report| report.write().map(|()| report)) {
-            Ok(report) => {
-                println!("{report}");
-                if report.within_bounds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-            }
+        outcome = work => match outcome {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("{error:#}");
                 println!("bench: failed");
@@ -47,6 +57,20 @@ async fn main() -> ExitCode {
             }
         },
     }
+}
+
+async fn compared() -> Result<bool> {
+    let report = bench().await?;
+    report.write()?;
+    println!("{report}");
+    Ok(report.within_bounds())
+}
+
+async fn bounded(case: Option<&str>) -> Result<bool> {
+    let all = bounds::measure(case).await?;
+    let good = all.iter().filter(|taken| taken.within_bound()).count();
+    println!("bounds: {good} of {} cases within their bound", all.len());
+    Ok(good == all.len())
 }
 
 async fn bench() -> Result<Report> {

@@ -22,7 +22,6 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct NatsBuilder {
     jetstream: bool,
     max_payload: Option<u32>,
-    sync_interval: Option<String>,
     auth: Option<(String, String)>,
     tls: Option<(KeyPairFiles, std::path::PathBuf)>,
 }
@@ -37,12 +36,6 @@ impl NatsBuilder {
     /// The largest message in bytes; the server's default is 1 MiB.
     pub fn max_payload(mut self, bytes: u32) -> Self {
         self.max_payload = Some(bytes);
-        self
-    }
-
-    /// How often files are synced (`10s`, `always`); nats-server ≥ 2.10.
-    pub fn sync_interval(mut self, interval: &str) -> Self {
-        self.sync_interval = Some(interval.into());
         self
     }
 
@@ -66,7 +59,7 @@ impl NatsBuilder {
         let mut conf = format!("listen: \"127.0.0.1:{}\"\n", port.number());
         if self.jetstream {
             let store = quoted(&folder.path().join("store").display());
-            let sync = self.sync_interval.map_or_else(String::new, |every| format!("sync_interval: {every}"));
+            let sync = if syncs_always() { "sync_interval: always" } else { "" };
             writeln!(conf, "jetstream {{ store_dir: {store}\n{sync}\n}}")?;
         }
         if let Some(bytes) = self.max_payload {
@@ -87,6 +80,12 @@ impl NatsBuilder {
     }
 }
 
+/// `NATS_SYNC=always` in the environment: every nats-server syncs each message before it acknowledges it (2.10 and newer can), and plans say so. The same
+/// suite holds for both.
+pub(crate) fn syncs_always() -> bool {
+    std::env::var("NATS_SYNC").is_ok_and(|when| when == "always")
+}
+
 /// A nats-server of its own on 127.0.0.1, with its store in a temporary folder. Ends, folder included, when dropped.
 pub struct Nats {
     folder: TempDir,
@@ -98,7 +97,7 @@ pub struct Nats {
 impl Nats {
     /// Describes one: JetStream, no user, no TLS.
     pub fn build() -> NatsBuilder {
-        NatsBuilder { jetstream: true, max_payload: None, sync_interval: None, auth: None, tls: None }
+        NatsBuilder { jetstream: true, max_payload: None, auth: None, tls: None }
     }
 
     /// One as [`Nats::build`] describes it.

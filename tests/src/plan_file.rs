@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::nats;
+
 /// A plan, as a person would write it. Begins with the embedded log, all tables of schema `public`, and a target to clone
 /// into.
 #[derive(Clone, Debug)]
@@ -103,6 +105,9 @@ impl PlanFile {
             writeln!(text, "\n[sources.{name}]\n{}\ntables = [{}]", url_line(url), tables.join(", "))?;
         }
         writeln!(text, "\n[log]\n{}\n{}", url_line(&self.log), self.log_extra)?;
+        if self.log != "embedded" && nats::syncs_always() && !self.log_extra.contains("sync") {
+            writeln!(text, "sync = \"0s\"")?;
+        }
         writeln!(text, "[target]\n{}\nschema = {}\n", url_line(&self.target), quoted(self.schema))?;
         writeln!(text, "[state]\ndir = {}\n", quoted(&state.display().to_string()))?;
         if !self.identity.is_empty() {

@@ -117,3 +117,27 @@ async fn a_copy_that_loses_its_leader_before_a_truncate_starts_again() -> Result
     truncate.await??;
     halted.ends_equal("1000", &["2", "3"]).await
 }
+
+/// pg_dump locks one table after the other. A TRUNCATE that has some of them and wants another must not end in a deadlock, of which either could be the victim.
+#[tokio::test(flavor = "multi_thread")]
+async fn and_so_does_pg_dump() -> Result<()> {
+    let world = World::embedded()?;
+    world.at_source(
+        "CREATE TABLE root (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+         CREATE TABLE leaf PARTITION OF root FOR VALUES FROM (0) TO (10); INSERT INTO leaf VALUES (1)",
+    )?;
+    let crossfade = world.crossfade()?;
+    let mut run = crossfade.start(&["run"])?;
+    // Slot and barrier wait for whoever holds such a lock, and go on between two of them; pg_dump meets the next one.
+    let application = world.source.client("app").await?;
+    until("pg_dump has given way", MINUTE, || async {
+        application
+            .batch_execute("BEGIN; LOCK TABLE ONLY root IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(1); COMMIT")
+            .await?;
+        Ok(run.log_tail().contains("pg_dump gave way to a lock of the application").then_some(()))
+    })
+    .await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    world.expect_equal().await?;
+    run.stop().await
+}

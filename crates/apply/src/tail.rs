@@ -52,7 +52,7 @@ pub(crate) async fn run(
     let mut incoming = gather::Inbox::default();
     for (source, checkpoint) in &checkpoints {
         let (batches, receiver) = mpsc::channel(READ_AHEAD);
-        tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches));
+        tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches, gather::budget(job)));
         incoming.add(source, receiver);
     }
     let (passed, gate) = tokio::sync::watch::channel(0);

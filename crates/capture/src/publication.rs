@@ -50,24 +50,25 @@ pub(crate) async fn publish(
 }
 
 async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<TableName>) -> Result<bool, CaptureError> {
-    let Some(found) = published_by(client, name).await? else {
-        let tables = if wanted.is_empty() { String::new() } else { format!("FOR TABLE {}", list(wanted)) };
-        let statement = format!(
-            "CREATE PUBLICATION {} {tables} WITH (publish = '{publish}', publish_via_partition_root = false)",
-            quote::ident(name)
-        );
-        client.batch_execute(&statement).await?;
-        return Ok(true);
+    let found = match published_by(client, name).await? {
+        Some(found) => found,
+        None => {
+            let options = format!("publish = '{publish}', publish_via_partition_root = false");
+            client.batch_execute(&format!("CREATE PUBLICATION {} WITH ({options})", quote::ident(name))).await?;
+            BTreeSet::new()
+        }
     };
-    let missing: BTreeSet<_> = wanted.difference(&found).cloned().collect();
-    let surplus: BTreeSet<_> = found.difference(wanted).cloned().collect();
-    for (verb, tables) in [("ADD TABLE", &missing), ("DROP TABLE", &surplus)] {
-        if !tables.is_empty() {
-            client.batch_execute(&format!("ALTER PUBLICATION {} {verb} {}", quote::ident(name), list(tables))).await?;
+    // One by one: who locks several tables can meet the application's TRUNCATE in a deadlock, and either can be the victim.
+    for (verb, tables) in [("ADD", wanted.difference(&found)), ("DROP", found.difference(wanted))] {
+        for table in tables {
+            let table = table.quoted();
+            client
+                .batch_execute(&format!("ALTER PUBLICATION {} {verb} TABLE ONLY {table}", quote::ident(name)))
+                .await?;
             model::failpoint!("publication_altered");
         }
     }
-    Ok(!missing.is_empty())
+    Ok(!wanted.is_subset(&found))
 }
 
 /// Changes a catalog, and nothing that anybody sees. What a slot knows of the catalogs is from its start and is looked up anew only after a transaction that
@@ -107,9 +108,4 @@ fn unknown_since(publication: &str, table: Option<&TableName>) -> Result<(), Pro
             format!("`crossfade recopy {table}` copies it anew, into the same log and target; then start again"),
         )),
     }
-}
-
-/// ONLY: a table's inheritance children are named themselves.
-fn list(tables: &BTreeSet<TableName>) -> String {
-    tables.iter().map(|table| format!("ONLY {}", table.quoted())).collect::<Vec<_>>().join(", ")
 }

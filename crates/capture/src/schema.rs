@@ -94,11 +94,16 @@ async fn owners(session: &Session) -> Result<HashMap<(String, &'static str, Stri
         .collect())
 }
 
+/// How long pg_dump, which holds one table after the other, waits for the next, in ms: less than the second after which Postgres looks for deadlocks, whose victim
+/// could be the application.
+const LOCK_WAIT: u32 = 500;
+
 async fn run(running: &Running, program: &Path, arguments: &[String], section: &str) -> Result<String, CaptureError> {
     let endpoint = &running.job.endpoint;
     let output = Command::new(program)
         .args(arguments)
         .arg(format!("--section={section}"))
+        .arg(format!("--lock-wait-timeout={LOCK_WAIT}"))
         // Host, user and password go by the environment: arguments can be seen by everybody on the machine.
         .envs(endpoint.environment())
         // Set by whoever started us, these would win over the plan's.
@@ -111,7 +116,13 @@ async fn run(running: &Running, program: &Path, arguments: &[String], section: &
         .await
         .map_err(|error| failed(program, error.to_string()))?;
     if !output.status.success() {
-        return Err(failed(program, String::from_utf8_lossy(&output.stderr).trim().to_owned()).into());
+        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        // It does not tell SQLSTATEs. From a server that speaks another language it is an error like any other.
+        let lock = why.contains("LOCK TABLE") && ["timeout", "deadlock"].iter().any(|word| why.contains(word));
+        return Err(match lock {
+            true => CaptureError::Again("pg_dump gave way to a lock of the application".to_owned()),
+            false => failed(program, why).into(),
+        });
     }
     String::from_utf8(output.stdout).map_err(|error| failed(program, error.to_string()).into())
 }

@@ -16,14 +16,20 @@ pub struct RecordReader {
     log: Arc<dyn Log>,
     stream: StreamName,
     reader: Box<dyn Reader>,
-    /// Read, its blobs not fetched yet: lets [`RecordReader::next`] be cancelled in between.
-    joining: Option<(Seq, Joined)>,
+    /// What the next message of a record holds, once it is read: lets [`RecordReader::next`] be cancelled in between.
+    ahead: Option<(Seq, Ahead)>,
+}
+
+/// A record that has been read, or the pieces of one, not fetched yet.
+enum Ahead {
+    Whole(Record, u64),
+    Pieces(Joined),
 }
 
 impl RecordReader {
     /// Wraps a reader of `stream`.
     pub fn new(log: Arc<dyn Log>, stream: StreamName, reader: Box<dyn Reader>) -> Self {
-        RecordReader { log, stream, reader, joining: None }
+        RecordReader { log, stream, reader, ahead: None }
     }
 
     /// Opens `stream` at `from` (inclusive).
@@ -41,18 +47,37 @@ impl RecordReader {
     /// # Errors
     /// As [`Reader::next`]; [`LogError::Damaged`].
     pub async fn next(&mut self) -> Result<(Seq, Record), LogError> {
+        self.size().await?;
+        if let Some((seq, Ahead::Pieces(joined))) = &self.ahead {
+            let record = join(&*self.log, &self.stream, joined).await?;
+            self.ahead = Some((*seq, Ahead::Whole(record, 0)));
+        }
+        match self.ahead.take() {
+            Some((seq, Ahead::Whole(record, _))) => Ok((seq, record)),
+            // `size` leaves something there, and pieces were joined above.
+            Some((_, Ahead::Pieces(_))) | None => unreachable!("a record was read ahead"),
+        }
+    }
+
+    /// The bytes of the next record. One that is larger than a message is not in memory yet, as long as nobody calls [`RecordReader::next`].
+    ///
+    /// # Errors
+    /// As [`RecordReader::next`].
+    pub async fn size(&mut self) -> Result<u64, LogError> {
         loop {
-            if let Some((seq, joined)) = &self.joining {
-                let (seq, record) = (*seq, join(&*self.log, &self.stream, joined).await?);
-                self.joining = None;
-                return Ok((seq, record));
+            match &self.ahead {
+                Some((_, Ahead::Whole(_, bytes))) => return Ok(*bytes),
+                Some((_, Ahead::Pieces(joined))) => return Ok(joined.bytes),
+                None => {}
             }
             let message = self.reader.next().await?;
-            match Record::decode(message.payload)? {
-                Record::Blob(_) | Record::Unknown => {}
-                Record::Joined(joined) => self.joining = Some((message.seq, joined)),
-                record => return Ok((message.seq, record)),
-            }
+            let bytes = message.payload.len() as u64;
+            let ahead = match Record::decode(message.payload)? {
+                Record::Blob(_) | Record::Unknown => continue,
+                Record::Joined(joined) => Ahead::Pieces(joined),
+                record => Ahead::Whole(record, bytes),
+            };
+            self.ahead = Some((message.seq, ahead));
         }
     }
 }
@@ -69,7 +94,9 @@ pub async fn get_record(log: &dyn Log, stream: &StreamName, seq: Seq) -> Result<
 }
 
 async fn join(log: &dyn Log, stream: &StreamName, joined: &Joined) -> Result<Record, LogError> {
-    let mut whole = BytesMut::new();
+    // Not more than the pieces can hold, whatever a damaged message says.
+    let most = joined.blobs.len().saturating_mul(log.max_message());
+    let mut whole = BytesMut::with_capacity(most.min(joined.bytes as usize));
     for seq in &joined.blobs {
         match Record::decode(log.get(stream, *seq).await?.payload)? {
             Record::Blob(data) => whole.extend_from_slice(&data),

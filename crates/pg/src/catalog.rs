@@ -2,6 +2,7 @@
 
 use model::{CopyColumn, Identity, Lsn, Oid, ReplicaIdentity, TableName, quote};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 /// A table that holds rows: an ordinary one, or a partition at the bottom of its tree.
 #[derive(Clone, Debug)]
@@ -22,8 +23,6 @@ pub struct Table {
     pub key_deferrable: bool,
     /// Of a partition: the table at the top.
     pub root: Option<TableName>,
-    /// Of a partition: the condition its rows meet.
-    pub partition_bound: String,
     /// By the last ANALYZE; negative where there was none.
     pub rows_estimated: i64,
     /// Of the heap.
@@ -78,10 +77,16 @@ pub async fn wal_position(client: &Client) -> Result<Lsn, tokio_postgres::Error>
 /// Every table with rows outside of the system's schemas, extensions' own tables and crossfade's left out, ordered by name.
 ///
 /// # Errors
-/// The query fails.
+/// The query fails; not in a transaction, it is asked again where it is the victim of a deadlock.
 pub async fn tables(client: &Client) -> Result<Vec<Table>, tokio_postgres::Error> {
-    let rows = client.query(TABLES, &[]).await?;
-    Ok(rows.iter().map(table).collect())
+    loop {
+        match client.query(TABLES, &[]).await {
+            Ok(rows) => return Ok(rows.iter().map(table).collect()),
+            // It waits behind the application's locks and holds none; where those are a deadlock, it may be the victim nevertheless.
+            Err(error) if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// One of them, by name; `None` if there is no such table.
@@ -94,11 +99,24 @@ pub async fn table_named(client: &Client, name: &TableName) -> Result<Option<Tab
     Ok(rows.first().map(table))
 }
 
+/// Of a partition, the condition that its rows meet; empty of other tables. Locks the partition and, behind it, those that it is a partition of until
+/// the transaction's end, in the order opposite to that of TRUNCATE: in a transaction of its own, then, and with a `lock_timeout`.
+///
+/// # Errors
+/// The query fails.
+pub async fn partition_bound(client: &Client, name: &TableName) -> Result<String, tokio_postgres::Error> {
+    let query = "SELECT coalesce(pg_get_partition_constraintdef(c.oid), '') FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                  WHERE n.nspname = $1::text AND c.relname = $2::text";
+    let row = client.query_opt(query, &[&name.schema, &name.name]).await?;
+    Ok(row.map(|row| row.get(0)).unwrap_or_default())
+}
+
+/// Keeps no lock on any of them: it is asked again and again while the application writes.
 const TABLES: &str = "\
 SELECT c.oid, n.nspname::text, c.relname::text, c.relpersistence = 'p' AS logged, c.relreplident::text AS replident,
        coalesce(a.names, '{}') AS names, coalesce(a.types, '{}') AS types, coalesce(k.names, '{}') AS key,
        coalesce(k.deferrable, false) AS key_deferrable, rn.nspname::text AS root_schema, rc.relname::text AS root_name,
-       coalesce(pg_get_partition_constraintdef(c.oid), '') AS bound, c.reltuples::int8 AS tuples,
+       c.reltuples::int8 AS tuples,
        pg_relation_size(c.oid) AS bytes, pg_relation_size(c.oid) / current_setting('block_size')::int8 AS blocks,
        c.relfilenode, md5(concat_ws(E'\\x01', c.relreplident, c.relkind, a.shape, x.constraints, i.parents)) AS shape
   FROM pg_class c
@@ -144,7 +162,6 @@ fn table(row: &tokio_postgres::Row) -> Table {
         key: row.get("key"),
         key_deferrable: row.get("key_deferrable"),
         root: root.map(|schema| TableName::new(schema, row.get::<_, String>("root_name"))),
-        partition_bound: row.get("bound"),
         rows_estimated: row.get("tuples"),
         bytes: row.get("bytes"),
         blocks: row.get("blocks"),

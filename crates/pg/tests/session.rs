@@ -126,3 +126,25 @@ async fn a_refused_row_names_table_and_constraint() {
     assert!(problem.why.contains("table public.t, constraint positive"), "{problem}");
     assert!(problem.what.ends_with(&format!("{}/postgres", cluster.port)), "{problem}");
 }
+
+/// An application's TRUNCATE of a root locks its partitions in the other order; whoever is asked for the tables again and again must not meet it.
+#[tokio::test]
+async fn the_list_of_tables_keeps_no_lock_on_any() {
+    let cluster = Cluster::start(&[]);
+    let session = pg::connect(&cluster.admin(), "test").await.unwrap();
+    session
+        .batch_execute(
+            "CREATE TABLE public.t (id integer PRIMARY KEY, n integer CHECK (n > 0), other integer REFERENCES public.t);
+             CREATE TABLE public.r (at integer) PARTITION BY RANGE (at); CREATE TABLE public.leaf PARTITION OF public.r FOR VALUES FROM (1) TO (5)",
+        )
+        .await
+        .unwrap();
+    session.batch_execute("BEGIN").await.unwrap();
+    let tables = pg::catalog::tables(&session).await.unwrap();
+    assert_eq!(tables.iter().map(|table| table.name.name.as_str()).collect::<Vec<_>>(), ["leaf", "t"]);
+    let locked = "SELECT relation::regclass::text FROM pg_locks WHERE relation >= 16384 AND pid = pg_backend_pid()";
+    let locks: Vec<String> = session.query(locked, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(locks, Vec::<String>::new());
+    let bound = pg::catalog::partition_bound(&session, &tables[0].name).await.unwrap();
+    assert_eq!(bound, "((at IS NOT NULL) AND (at >= 1) AND (at < 5))");
+}

@@ -87,7 +87,7 @@ impl Processes {
             self.slots.iter().enumerate().any(|(other, slot)| other != at && slot.command == command && !slot.retired);
         match (code.as_str(), status.code()) {
             ("connection_failed", Some(2)) => Ok(()),
-            ("writer_refused", Some(1)) if others && command != "apply" => {
+            ("writer_refused", Some(1)) if others => {
                 self.slots[at].retired = true;
                 Ok(())
             }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use model::{Change, Lsn, Marker, MarkerKind, Oid, Old, Part, Seq, TableName, Xid};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::checkpoint::{Advance, Checkpoint};
 use super::fold::{Op, Run};
@@ -23,6 +23,8 @@ pub(super) struct Group {
     open: HashMap<TableName, usize>,
     ops: usize,
     bytes: usize,
+    /// Of large messages: free again once this is written.
+    large: Vec<OwnedSemaphorePermit>,
 }
 
 /// What is written in one go. Steps are written in order; only steps of the same table depend on it.
@@ -47,6 +49,11 @@ const OPS: usize = 20_000;
 
 /// The share of the memory budget that one group's rows may take.
 const SHARE: u64 = 32;
+
+/// Bytes of a group's rows at most, but for its last one.
+pub(super) fn budget(job: &Job) -> u64 {
+    job.plan.limits.memory / SHARE
+}
 
 impl Group {
     /// Adds a change: to those of its table that are folded, or, if it gives the row another key, as a step of its own.
@@ -116,6 +123,7 @@ impl Group {
 struct Pending {
     changes: Vec<Change>,
     bytes: usize,
+    large: Vec<OwnedSemaphorePermit>,
     /// A piece of it is in a group already.
     begun: bool,
     commit: Lsn,
@@ -134,7 +142,14 @@ struct Gather {
     budget: usize,
     cut_off: CutOff,
     /// Parts that have come in and are not folded: those of one message at most.
-    queue: VecDeque<(Arc<str>, Seq, Part)>,
+    queue: VecDeque<Queued>,
+}
+
+struct Queued {
+    source: Arc<str>,
+    seq: Seq,
+    part: Part,
+    large: Option<OwnedSemaphorePermit>,
 }
 
 /// Takes what the readers bring and hands on groups as fast as they are written.
@@ -154,15 +169,15 @@ pub(super) async fn run(
         targets: targets.collect(),
         pending: HashMap::new(),
         group: Group::default(),
-        budget: (job.plan.limits.memory / SHARE) as usize,
+        budget: budget(&job) as usize,
         cut_off: job.cut_off.clone(),
         queue: VecDeque::new(),
     };
     let mut gates = 0;
     loop {
         let due = gather.group.partial || gather.group.full(gather.budget);
-        if !due && let Some((source, seq, part)) = gather.queue.pop_front() {
-            gather.part(&source, seq, part)?;
+        if !due && let Some(queued) = gather.queue.pop_front() {
+            gather.part(queued)?;
             continue;
         }
         tokio::select! {
@@ -230,7 +245,7 @@ impl Gather {
     }
 
     async fn take(&mut self, message: Incoming) -> Result<(), ApplyError> {
-        let Incoming { source, seq, what } = message;
+        let Incoming { source, seq, what, large } = message;
         match what {
             What::Parts(relations, parts) => {
                 if let Some(targets) = self.targets.get_mut(&source) {
@@ -238,7 +253,11 @@ impl Gather {
                         targets.describe(relation).await?;
                     }
                 }
-                self.queue.extend(parts.into_iter().map(|part| (Arc::clone(&source), seq, part)));
+                let parts = parts.into_iter();
+                self.queue.extend(parts.map(|part| Queued { source: Arc::clone(&source), seq, part, large: None }));
+                if let Some(last) = self.queue.back_mut() {
+                    last.large = large;
+                }
                 Ok(())
             }
             What::Discard => match self.pending.remove(&source) {
@@ -253,7 +272,8 @@ impl Gather {
         }
     }
 
-    fn part(&mut self, source: &Arc<str>, seq: Seq, part: Part) -> Result<(), ApplyError> {
+    fn part(&mut self, Queued { source, seq, part, large }: Queued) -> Result<(), ApplyError> {
+        let source = &source;
         let pending = self.pending.entry(Arc::clone(source)).or_default();
         if part.first {
             *pending = Pending::default();
@@ -261,10 +281,13 @@ impl Gather {
         pending.commit = part.commit_lsn;
         pending.bytes += part.changes.iter().map(size).sum::<usize>();
         pending.changes.extend(part.changes);
-        if part.end_lsn.is_none() && pending.bytes < self.budget {
+        pending.large.extend(large);
+        // What holds up the reader is handed on in any case.
+        if part.end_lsn.is_none() && pending.bytes < self.budget && pending.large.is_empty() {
             return Ok(());
         }
         let changes = std::mem::take(&mut pending.changes);
+        self.group.large.append(&mut pending.large);
         self.group.bytes += std::mem::take(&mut pending.bytes);
         pending.begun = part.end_lsn.is_none();
         let rows = self.fold(source, part.xid, part.end_lsn.unwrap_or(part.commit_lsn), changes)?;

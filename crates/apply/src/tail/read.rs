@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{RecordReader, StreamKind};
 use model::{Lsn, Part, Record, Relation, Seq};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::checkpoint::Checkpoint;
 use crate::{ApplyError, Job, recopy};
@@ -13,6 +13,8 @@ pub(super) struct Incoming {
     pub source: Arc<str>,
     pub seq: Seq,
     pub what: What,
+    /// Held by a large message until it is written.
+    pub large: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) enum What {
@@ -22,12 +24,14 @@ pub(super) enum What {
     Discard,
 }
 
-/// Follows a source's tail from its checkpoint.
+/// Follows a source's tail from its checkpoint. A record of more than `large` bytes, one with a huge value, is fetched only once the one before that was such
+/// has been written: of the whole way to the target only one at a time is in memory.
 pub(super) async fn follow(
     job: Arc<Job>,
     source: String,
     checkpoint: Checkpoint,
     out: mpsc::Sender<Incoming>,
+    large: u64,
 ) -> Result<(), ApplyError> {
     let stream = job.stream(&source, StreamKind::Tail);
     let source: Arc<str> = source.into();
@@ -38,8 +42,15 @@ pub(super) async fn follow(
     };
     let mut writer: Option<String> = None;
     let mut parts = Parts { source: Arc::clone(&source), applied: checkpoint.lsn, open: false };
+    // Nobody closes it.
+    let alone = Arc::new(Semaphore::new(1));
     loop {
-        let (seq, record) = match reader.next().await {
+        let next = async {
+            let alone = if reader.size().await? > large { Arc::clone(&alone).acquire_owned().await.ok() } else { None };
+            let (seq, record) = reader.next().await?;
+            Ok((alone, seq, record))
+        };
+        let (alone, seq, record) = match next.await {
             Ok(next) => next,
             Err(error) => return Err(lost(&job, &stream, &source, error).await),
         };
@@ -72,7 +83,7 @@ pub(super) async fn follow(
                 );
             }
         };
-        if out.send(Incoming { source: Arc::clone(&source), seq, what }).await.is_err() {
+        if out.send(Incoming { source: Arc::clone(&source), seq, what, large: alone }).await.is_err() {
             // The gathering has ended; its own result says why.
             return std::future::pending().await;
         }

@@ -8,6 +8,7 @@ use pg::Session;
 use pg::catalog::{self, Table};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
 use tracing::info;
 
 use super::chunks::{Chunks, Writer};
@@ -20,6 +21,9 @@ const RANGE: i64 = 2048;
 
 /// How often it is looked whether the application waits for our lock; a fraction of any sensible limit.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long the definition of a partition's bound may wait for a lock: Postgres looks for deadlocks after a second, unless told otherwise.
+const BOUND: Duration = Duration::from_millis(200);
 
 /// What the readers of one table share.
 struct Shared {
@@ -45,7 +49,9 @@ pub(super) async fn copy(
     begun: &AtomicBool,
 ) -> Result<(), CaptureError> {
     let job = &running.job;
-    let leader = session(running, table).await?;
+    let leader = connect(running).await?;
+    let partition_bound = partition_bound(&leader, table).await?;
+    lock(running, &leader, table).await?;
     // Only now: a snapshot older than the lock could be older than a TRUNCATE, and would read nothing.
     let row = leader
         .query_one("SELECT pg_current_snapshot()::text, pg_export_snapshot(), current_setting('application_name')", &[])
@@ -70,7 +76,7 @@ pub(super) async fn copy(
         columns: table.columns.clone(),
         key: table.key.clone(),
         root: table.root.clone(),
-        partition_bound: table.partition_bound.clone(),
+        partition_bound,
         rows_estimated: table.rows_estimated.max(0),
         bytes_estimated: table.bytes,
         marker: marker::copy_id(&table.name, epoch),
@@ -113,9 +119,21 @@ pub(super) async fn copy(
     Ok(())
 }
 
-/// A transaction that holds the table's lock and has no snapshot yet.
-async fn session(running: &Running, table: &Table) -> Result<Session, CaptureError> {
-    let session = pg::connect_read_only(&running.job.endpoint, &format!("copy {}", running.header.plan)).await?;
+async fn connect(running: &Running) -> Result<Session, CaptureError> {
+    Ok(pg::connect_read_only(&running.job.endpoint, &format!("copy {}", running.header.plan)).await?)
+}
+
+/// Before anything is locked for long. Gives up before the server looks for a deadlock, whose victim could be the application.
+async fn partition_bound(session: &Session, table: &Table) -> Result<String, CaptureError> {
+    if table.root.is_none() {
+        return Ok(String::new());
+    }
+    session.batch_execute(&format!("SET lock_timeout = {}", BOUND.as_millis())).await?;
+    catalog::partition_bound(session, &table.name).await.map_err(|error| gave_way(error, table))
+}
+
+/// Begins a transaction that holds the table's lock and has no snapshot yet.
+async fn lock(running: &Running, session: &Session, table: &Table) -> Result<(), CaptureError> {
     // Whoever waits behind our request for the lock waits for us, too: not for long.
     let limit = running.job.plan.limits.lock_timeout.as_millis();
     session
@@ -125,11 +143,14 @@ async fn session(running: &Running, table: &Table) -> Result<Session, CaptureErr
             table.name.quoted()
         ))
         .await
-        .map_err(|error| match error.code() {
-            Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) => CaptureError::GaveWay(table.name.clone()),
-            _ => error.into(),
-        })?;
-    Ok(session)
+        .map_err(|error| gave_way(error, table))
+}
+
+fn gave_way(error: tokio_postgres::Error, table: &Table) -> CaptureError {
+    match error.code() {
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => CaptureError::GaveWay(table.name.clone()),
+        _ => error.into(),
+    }
 }
 
 /// The leader reads, and as many others as are free.
@@ -141,7 +162,8 @@ async fn read_all(shared: &Arc<Shared>, leader: &Session, permits: Arc<Semaphore
         let Ok(permit) = permits.clone().try_acquire_owned() else { break };
         let shared = Arc::clone(shared);
         readers.spawn(async move {
-            let session = session(&shared.running, &shared.table).await?;
+            let session = connect(&shared.running).await?;
+            lock(&shared.running, &session, &shared.table).await?;
             session.batch_execute(&format!("SET TRANSACTION SNAPSHOT {}", quote::literal(&shared.snapshot))).await?;
             let result = read(&shared, &session).await;
             drop(permit);

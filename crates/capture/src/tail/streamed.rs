@@ -3,6 +3,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use model::{Batch, Change, DecodeError, Lsn, Old, Part, Record, Relation, Xid};
 use offsets::Spill;
+use tracing::info;
 
 use crate::CaptureError;
 
@@ -20,14 +21,41 @@ pub(super) struct Streamed {
     spill: Spill,
     budget: usize,
     bytes: usize,
+    on_disk: OnDisk,
+}
+
+/// What transactions in progress take on the local disk, in bytes. Said when it begins, whenever it has doubled, and when it is over.
+#[derive(Default)]
+struct OnDisk {
+    now: u64,
+    said: u64,
+}
+
+impl OnDisk {
+    fn add(&mut self, xid: u32, bytes: u64) {
+        self.now += bytes;
+        if self.now >= 2 * self.said {
+            self.said = self.now;
+            info!(xid, bytes = self.now, "a large transaction in progress is kept on the local disk");
+        }
+    }
+
+    fn remove(&mut self, bytes: u64) {
+        self.now = self.now.saturating_sub(bytes);
+        if self.now == 0 && self.said > 0 {
+            self.said = 0;
+            info!("no transaction takes room on the local disk any more");
+        }
+    }
 }
 
 #[derive(Default)]
 struct Transaction {
     items: Vec<Item>,
     bytes: usize,
-    /// Pieces on disk; they come before `items`.
+    /// Pieces on disk, and their bytes; they come before `items`.
     pieces: u32,
+    on_disk: u64,
     aborted: HashSet<u32>,
 }
 
@@ -37,6 +65,7 @@ pub(super) struct Replay {
     pub end_lsn: Lsn,
     next: u32,
     pieces: u32,
+    on_disk: u64,
     rest: Option<Vec<Item>>,
     aborted: HashSet<u32>,
 }
@@ -44,7 +73,7 @@ pub(super) struct Replay {
 impl Streamed {
     /// `budget`: bytes of changes that may stay in memory.
     pub fn new(spill: Spill, budget: usize) -> Self {
-        Streamed { transactions: HashMap::new(), spill, budget, bytes: 0 }
+        Streamed { transactions: HashMap::new(), spill, budget, bytes: 0, on_disk: OnDisk::default() }
     }
 
     /// Keeps what top-level transaction `top` sent.
@@ -64,10 +93,13 @@ impl Streamed {
 
     fn spill(&mut self, xid: u32) -> Result<(), CaptureError> {
         if let Some(transaction) = self.transactions.get_mut(&xid) {
+            let before = transaction.on_disk;
             let mut rest = transaction.items.as_slice();
             while !rest.is_empty() {
                 let (piece, after) = rest.split_at(piece_length(rest));
-                self.spill.put(xid, transaction.pieces, &encode(piece))?;
+                let bytes = encode(piece);
+                self.spill.put(xid, transaction.pieces, &bytes)?;
+                transaction.on_disk += bytes.len() as u64;
                 model::failpoint!("spill_written");
                 transaction.pieces += 1;
                 rest = after;
@@ -75,6 +107,7 @@ impl Streamed {
             self.bytes -= transaction.bytes;
             transaction.bytes = 0;
             transaction.items = Vec::new();
+            self.on_disk.add(xid, transaction.on_disk - before);
         }
         Ok(())
     }
@@ -86,6 +119,7 @@ impl Streamed {
         } else if let Some(transaction) = self.transactions.remove(&top) {
             self.bytes -= transaction.bytes;
             self.spill.drop_transaction(top, transaction.pieces)?;
+            self.on_disk.remove(transaction.on_disk);
         }
         Ok(())
     }
@@ -99,13 +133,14 @@ impl Streamed {
             end_lsn,
             next: 0,
             pieces: transaction.pieces,
+            on_disk: transaction.on_disk,
             rest: Some(transaction.items),
             aborted: transaction.aborted,
         }
     }
 
     /// The next piece of a committed transaction, what was rolled back left out; `None` after the last.
-    pub fn piece(&self, replay: &mut Replay) -> Result<Option<Vec<Item>>, CaptureError> {
+    pub fn piece(&mut self, replay: &mut Replay) -> Result<Option<Vec<Item>>, CaptureError> {
         let mut items = if replay.next < replay.pieces {
             let piece =
                 self.spill.get(replay.xid, replay.next)?.ok_or(DecodeError::Field("a spilled piece is gone"))?;
@@ -116,6 +151,7 @@ impl Streamed {
                 Some(items) => items,
                 None => {
                     self.spill.drop_transaction(replay.xid, replay.pieces)?;
+                    self.on_disk.remove(replay.on_disk);
                     return Ok(None);
                 }
             }
