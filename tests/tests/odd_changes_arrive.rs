@@ -187,7 +187,34 @@ async fn a_transaction_larger_than_the_memory_budget() -> Result<()> {
     eprintln!("peak memory {rss} MiB");
     world.expect_equal().await?;
     ensure!(rss > 0 && rss <= 256, "{rss} MiB resident");
+    let log = run.log_tail();
+    ensure!(log.contains("is kept on the local disk") && log.contains("takes room on the local disk any more"), "{log}");
     run.stop().await
+}
+
+/// Apply reads ahead, gathers one group while it writes another, and has a value three times while it writes it: of values like these only one at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_values_one_behind_the_other() -> Result<()> {
+    const MIB: u64 = 50;
+    let world = World::with_nats()?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text)")?;
+    let plan = world.plan().section("[limits]\nmemory = \"64MiB\"");
+    let (here, there) = (Crossfade::new(&plan)?, Crossfade::new(&plan)?);
+    let (mut capture, mut apply) = (here.start(&["capture"])?, there.start(&["apply"])?);
+    there.wait_for_phase(&mut apply, "following", MINUTE).await?;
+    apply.stop().await?;
+    for id in 0..8 {
+        world.at_source(&format!("INSERT INTO t VALUES ({id}, repeat(md5('{id}'), {MIB} * 32768))"))?;
+    }
+    let mut apply = there.start(&["apply"])?;
+    there.wait_for_lag_zero(&mut apply, 2 * MINUTE).await?;
+    let rss = apply.peak_rss_mib().unwrap_or_default();
+    eprintln!("peak memory of apply {rss} MiB");
+    world.expect_equal().await?;
+    // The budget, what it may take besides, and the one value.
+    ensure!(rss > 0 && rss <= 64 + 64 + 3 * MIB, "{rss} MiB resident");
+    apply.stop().await?;
+    capture.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
