@@ -112,7 +112,8 @@ async fn when_another_source_goes_on_meanwhile() -> Result<()> {
     let [insert, update] = large("t");
     world.at_source(&insert)?;
     world.at_source(&update)?;
-    let beside = "INSERT INTO beside (v) SELECT repeat(md5(i::text), 32) FROM generate_series(1, 300) AS i;\n";
+    // Rows so small that they fill a group sooner than a large one's fill a piece: a group would end in the middle of that one.
+    let beside = "INSERT INTO beside (v) SELECT repeat('v', 80) FROM generate_series(1, 480);\n";
     world.source.psql("other", &beside.repeat(200))?;
     here.wait_for(&mut capture, "both in the log", MINUTE, |status| {
         crossfade_tests::lag(status).is_some_and(|(_, _, transactions)| transactions >= 200)
