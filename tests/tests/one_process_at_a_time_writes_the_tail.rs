@@ -160,9 +160,10 @@ async fn what_a_replaced_capture_says_of_its_copies_is_void() -> Result<()> {
     };
     let end = TableEnd { table: table.clone(), epoch: 2, chunks: 0, rows: 0, writer: writer.clone() };
     let done = CopyEnd { marker: "nobody emits it".into(), tables: vec![(table, 2)], writer };
-    for record in [Record::TableBegin(begin), Record::TableEnd(end), Record::CopyEnd(done)] {
-        nats.publish("crossfade.shop.shop.copy", &record.encode())?;
-    }
+    let records =
+        [Record::TableBegin(begin), Record::TableEnd(end), Record::CopyEnd(done)].map(|record| record.encode());
+    let says = || records.iter().try_for_each(|record| nats.publish("crossfade.shop.shop.copy", record));
+    says()?;
     let last = nats.last(&nats.stream("_COPY")?)?;
     let taken = format!("SELECT 1 FROM crossfade.checkpoint WHERE control_seq >= {last}");
     let target = world.target.client("app").await?;
@@ -170,12 +171,16 @@ async fn what_a_replaced_capture_says_of_its_copies_is_void() -> Result<()> {
     world.at_source("INSERT INTO journal VALUES ('later')")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     run.stop().await?;
-    // Capture reads them again when it starts.
+    ensure!(world.at_target("SELECT epoch, next_epoch IS NULL FROM crossfade.tables")? == "1|t");
+    // Capture reads them again when it starts, and would take for copied what is to be copied again.
+    let asked = crossfade.run(&["recopy", "public.journal"]).await?;
+    ensure!(asked.status.success(), "{asked:?}");
+    says()?;
     let mut run = crossfade.start(&["run"])?;
     world.at_source("INSERT INTO journal VALUES ('last')")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
-    ensure!(world.at_target("SELECT epoch, next_epoch IS NULL FROM crossfade.tables")? == "1|t");
+    ensure!(world.at_target("SELECT epoch, next_epoch IS NULL FROM crossfade.tables")? == "2|t");
     run.stop().await
 }
 
