@@ -81,11 +81,21 @@ impl Followed {
         Ok(())
     }
 
-    /// Everything is copied again, and the target is equal in rows and definitions.
-    async fn goes_on_after(self, recopy: &[&str]) -> Result<()> {
+    /// Asks for another copy of everything.
+    async fn recopy(&self, recopy: &[&str]) -> Result<()> {
         let asked = self.crossfade.run(&[recopy, ["--json"].as_slice()].concat()).await?;
         ensure!(asked.status.success(), "{asked:?}");
         ensure!(asked.json()?["sources"][0]["everything"] == true, "{asked:?}");
+        Ok(())
+    }
+
+    async fn goes_on_after(self, recopy: &[&str]) -> Result<()> {
+        self.recopy(recopy).await?;
+        self.goes_on().await
+    }
+
+    /// Everything is copied again, and the target is equal in rows and definitions.
+    async fn goes_on(self) -> Result<()> {
         let mut run = self.crossfade.start(&["run"])?;
         let target = self.world.target.client("app").await?;
         let begun = "SELECT 1 FROM crossfade.checkpoint WHERE recopy IS NOT NULL";
@@ -186,6 +196,21 @@ async fn a_copy_stream_that_was_deleted() -> Result<()> {
     followed.is_refused("capture", "gap").await?;
     followed.is_refused("apply", "gap").await?;
     followed.goes_on_after(&["recopy"]).await
+}
+
+/// When apply sees the new one it has as many messages as the old one had: others, under the same numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_stream_that_was_deleted_and_has_grown_again() -> Result<()> {
+    let followed = Followed::over_nats().await?;
+    let copy = followed.nats()?.stream("_COPY")?;
+    let taken = followed.nats()?.last(&copy)?;
+    followed.nats()?.delete("_COPY")?;
+    followed.recopy(&["recopy"]).await?;
+    let mut capture = followed.crossfade.start(&["capture"])?;
+    until("as many messages again", MINUTE, || async { Ok((followed.nats()?.last(&copy)? > taken).then_some(())) })
+        .await?;
+    capture.stop().await?;
+    followed.goes_on().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
