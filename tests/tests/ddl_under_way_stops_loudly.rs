@@ -60,6 +60,29 @@ async fn an_added_column_before_its_first_row() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_no_row_comes_behind() -> Result<()> {
+    let (world, crossfade) = followed().await?;
+    let form = "its columns, constraints";
+    for (change, why, undo) in [
+        ("ALTER TABLE t ADD COLUMN more text", form, "ALTER TABLE t DROP COLUMN more"),
+        ("ALTER TABLE t ADD UNIQUE (v)", form, "ALTER TABLE t DROP CONSTRAINT t_v_key"),
+        ("ALTER TABLE t RENAME TO renamed", "it was dropped, renamed", "ALTER TABLE renamed RENAME TO t"),
+        (
+            "BEGIN; DROP TABLE t; CREATE TABLE t (id integer PRIMARY KEY, v text, n integer); COMMIT",
+            "created again",
+            "",
+        ),
+    ] {
+        let run = looked(&world, &crossfade).await?;
+        world.at_source(change)?;
+        let ended = stops(run, "public.t").await?;
+        ensure!(ended.stdout.contains(why), "{change}: {}", ended.stdout);
+        world.at_source(undo)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_attached_partition_that_the_tail_does_not_tell_is_joined_by_the_next_start() -> Result<()> {
     let (world, crossfade) = followed().await?;
     let run = looked(&world, &crossfade).await?;
