@@ -1,5 +1,5 @@
-//! Given an application that does not wait for its commits to be flushed (`synchronous_commit = off`), and a source that crashes: commits that were visible to
-//! a table's copy are gone afterwards. The copy must not have been called done with their rows.
+//! Given an application that does not wait for its commits to be flushed (`synchronous_commit = off`), and a source that crashes: commits that were visible
+//! are gone afterwards. The copy must not have been called done with their rows, nor the tail begun behind them.
 
 use std::time::Duration;
 
@@ -39,6 +39,37 @@ async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
     let written: i32 = writer.await?;
     let left: i32 = world.at_source("SELECT max(id) FROM small")?.parse()?;
     anyhow::ensure!(left < written - 1, "every commit was flushed before the crash: nothing is tested");
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    world.expect_equal().await?;
+    run.stop().await
+}
+
+/// The tail begins where WAL ends. If that were not on disk yet, a crash would take the source back before it, to be refused as one
+/// that was put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_does_not_begin_behind_them() -> Result<()> {
+    // Nobody waits for a commit, the migration included, whose own would take the others along. Pages of WAL are written once they are full; what is in
+    // the last one a crash takes.
+    let source = Cluster::build().set("wal_writer_delay", "5s").set("synchronous_commit", "off").start()?;
+    let mut world = World::of(source, Cluster::start()?, None)?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY)")?;
+    let crossfade = world.crossfade()?;
+    let client = world.source.client("app").await?;
+    let writer = tokio::spawn(async move {
+        let mut id = 0;
+        // Until the server crashes.
+        while client.execute("INSERT INTO t VALUES ($1)", &[&id]).await.is_ok() {
+            id += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    crossfade.start_armed(&["run"], "tail_begun", 0)?.finish(MINUTE).await?;
+    world.source.restart(Shutdown::Immediate)?;
+    writer.await?;
+    let mut run = crossfade.start(&["run"])?;
+    world.source.set("synchronous_commit", "on")?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
+    world.at_source("INSERT INTO t SELECT generate_series(1000001, 1000100)")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     run.stop().await
