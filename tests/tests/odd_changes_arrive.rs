@@ -188,14 +188,15 @@ async fn a_transaction_larger_than_the_memory_budget() -> Result<()> {
     world.expect_equal().await?;
     ensure!(rss > 0 && rss <= 256, "{rss} MiB resident");
     let log = run.log_tail();
-    ensure!(log.contains("is kept on the local disk") && log.contains("takes room on the local disk any more"), "{log}");
+    ensure!(
+        log.contains("is kept on the local disk") && log.contains("takes room on the local disk any more"),
+        "{log}"
+    );
     run.stop().await
 }
 
-/// Apply reads ahead, gathers one group while it writes another, and has a value three times while it writes it: of values like these only one at a time.
-#[tokio::test(flavor = "multi_thread")]
-async fn huge_values_one_behind_the_other() -> Result<()> {
-    const MIB: u64 = 50;
+/// What is read ahead and gathered while something is written, of a backlog that `sql` makes while nobody applies: the most memory that apply takes, in MiB.
+async fn peak_of_apply(sql: &str) -> Result<u64> {
     let world = World::with_nats()?;
     world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text)")?;
     let plan = world.plan().section("[limits]\nmemory = \"64MiB\"");
@@ -203,18 +204,38 @@ async fn huge_values_one_behind_the_other() -> Result<()> {
     let (mut capture, mut apply) = (here.start(&["capture"])?, there.start(&["apply"])?);
     there.wait_for_phase(&mut apply, "following", MINUTE).await?;
     apply.stop().await?;
-    for id in 0..8 {
-        world.at_source(&format!("INSERT INTO t VALUES ({id}, repeat(md5('{id}'), {MIB} * 32768))"))?;
-    }
+    world.at_source(sql)?;
     let mut apply = there.start(&["apply"])?;
     there.wait_for_lag_zero(&mut apply, 2 * MINUTE).await?;
     let rss = apply.peak_rss_mib().unwrap_or_default();
     eprintln!("peak memory of apply {rss} MiB");
     world.expect_equal().await?;
-    // The budget, what it may take besides, and the one value.
-    ensure!(rss > 0 && rss <= 64 + 64 + 3 * MIB, "{rss} MiB resident");
     apply.stop().await?;
-    capture.stop().await
+    capture.stop().await?;
+    ensure!(rss > 0, "it had ended");
+    Ok(rss)
+}
+
+/// A value is in memory three times while it is written: of values like these only one at a time is on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_values_one_behind_the_other() -> Result<()> {
+    const MIB: u64 = 50;
+    let insert = |id| format!("INSERT INTO t VALUES ({id}, repeat(md5('{id}'), {MIB} * 32768));");
+    let rss = peak_of_apply(&(0..8).map(insert).collect::<String>()).await?;
+    // The budget, what it may take besides, and the one value.
+    ensure!(rss <= 64 + 64 + 3 * MIB, "{rss} MiB resident");
+    Ok(())
+}
+
+/// They become groups, none of which is larger than its share of the budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_small_transactions() -> Result<()> {
+    // 200 MB, ten rows each.
+    let insert = "SET synchronous_commit = off; DO $$ BEGIN FOR i IN 1..20000 LOOP
+        INSERT INTO t SELECT i * 10 + n, repeat(md5(n::text), 30) FROM generate_series(0, 9) AS n; COMMIT; END LOOP; END $$";
+    let rss = peak_of_apply(insert).await?;
+    ensure!(rss <= 64 + 64, "{rss} MiB resident");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

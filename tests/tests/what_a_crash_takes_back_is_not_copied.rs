@@ -8,11 +8,15 @@ use crossfade_tests::{Cluster, Crossfade, Shutdown, World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// Nobody waits for a commit, the migration included, whose own would take the others along. Pages of WAL are written once they are full; what is in the
+/// last one a crash takes.
+fn forgetful() -> Result<Cluster> {
+    Cluster::build().set("wal_writer_delay", "5s").set("synchronous_commit", "off").start()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
-    // Commits that nobody waits for are flushed after ten seconds, unless somebody waits for another one.
-    let source = Cluster::build().set("wal_writer_delay", "10s").start()?;
-    let mut world = World::of(source, Cluster::start()?, None)?;
+    let mut world = World::of(forgetful()?, Cluster::start()?, None)?;
     // The large one is being copied all the time.
     world.at_source(
         "CREATE TABLE large (id integer PRIMARY KEY, v text); INSERT INTO large SELECT i, repeat(md5(i::text), 4) FROM generate_series(1, 400000) AS i;
@@ -20,13 +24,12 @@ async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
     )?;
     let crossfade = Crossfade::new(&world.plan().section("[limits]\ncopy_workers = 2"))?;
     let client = world.source.client("app").await?;
-    client.batch_execute("SET synchronous_commit = off").await?;
     let writer = tokio::spawn(async move {
         let mut id = 1000;
         // Until the server crashes.
         while client.execute("INSERT INTO small VALUES ($1)", &[&id]).await.is_ok() {
             id += 1;
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         id
     });
@@ -39,6 +42,7 @@ async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
     let written: i32 = writer.await?;
     let left: i32 = world.at_source("SELECT max(id) FROM small")?.parse()?;
     anyhow::ensure!(left < written - 1, "every commit was flushed before the crash: nothing is tested");
+    world.source.set("synchronous_commit", "on")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     run.stop().await
@@ -48,10 +52,7 @@ async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
 /// that was put back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_does_not_begin_behind_them() -> Result<()> {
-    // Nobody waits for a commit, the migration included, whose own would take the others along. Pages of WAL are written once they are full; what is in
-    // the last one a crash takes.
-    let source = Cluster::build().set("wal_writer_delay", "5s").set("synchronous_commit", "off").start()?;
-    let mut world = World::of(source, Cluster::start()?, None)?;
+    let mut world = World::of(forgetful()?, Cluster::start()?, None)?;
     world.at_source("CREATE TABLE t (id integer PRIMARY KEY)")?;
     let crossfade = world.crossfade()?;
     let client = world.source.client("app").await?;
@@ -63,7 +64,7 @@ async fn a_tail_does_not_begin_behind_them() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    crossfade.start_armed(&["run"], "tail_begun", 0)?.finish(MINUTE).await?;
+    crossfade.start_armed(&["run"], "tail_begun", 0)?.died_at("tail_begun", MINUTE).await?;
     world.source.restart(Shutdown::Immediate)?;
     writer.await?;
     let mut run = crossfade.start(&["run"])?;
@@ -72,5 +73,18 @@ async fn a_tail_does_not_begin_behind_them() -> Result<()> {
     world.at_source("INSERT INTO t SELECT generate_series(1000001, 1000100)")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
+    run.stop().await
+}
+
+/// The log names the markers. One that was gone would be waited for in vain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_is_on_disk_before_the_log_names_it() -> Result<()> {
+    let mut world = World::of(forgetful()?, Cluster::start()?, None)?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
+    let crossfade = world.crossfade()?;
+    crossfade.start_armed(&["run"], "copy_ended", 0)?.died_at("copy_ended", MINUTE).await?;
+    world.source.restart(Shutdown::Immediate)?;
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
     run.stop().await
 }

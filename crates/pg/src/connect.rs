@@ -98,12 +98,19 @@ impl Canceller {
     }
 }
 
-/// Opens a session that may write. `purpose` becomes part of its `application_name`.
+/// Where the server's default is that a commit need not be on disk: ours are, unless the session says otherwise later. What is built on them, a marker that the log
+/// names, must not be taken back by a crash. No more than that: a default that waits for standbys, or does not, stays.
+const FLUSHED: &str =
+    "SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// Opens a session that may write, and whose commits are flushed. `purpose` becomes part of its `application_name`.
 ///
 /// # Errors
 /// Within `connect_timeout` for each host of the URL: it cannot be reached, does not let us in, or has no such database.
 pub async fn connect(endpoint: &Endpoint, purpose: &str) -> Result<Session, PgError> {
-    each_host(endpoint, |host| open(endpoint, host, purpose, false)).await
+    let session = each_host(endpoint, |host| open(endpoint, host, purpose, false)).await?;
+    session.batch_execute(FLUSHED).await.map_err(|error| PgError::from(error).at(&session.place))?;
+    Ok(session)
 }
 
 /// The same with `default_transaction_read_only = on`: every transaction is read-only unless it says otherwise.
