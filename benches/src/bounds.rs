@@ -263,9 +263,10 @@ async fn small_transactions(world: &World, count: u64) -> Result<()> {
     let mut sessions = Vec::new();
     for session in 0..2 {
         let client = world.source.client("app").await?;
+        client.batch_execute("SET synchronous_commit = off").await?;
+        // A statement of its own: in a transaction it could not commit.
         let sql = format!(
-            "SET synchronous_commit = off;
-             DO $$ BEGIN FOR i IN 1..{} LOOP UPDATE t SET n = n + 1 WHERE id = (i * 7919::bigint * 2 + {session}) % 1000000; COMMIT; END LOOP; END $$",
+            "DO $$ BEGIN FOR i IN 1..{} LOOP UPDATE t SET n = n + 1 WHERE id = (i * 7919::bigint * 2 + {session}) % 1000000; COMMIT; END LOOP; END $$",
             count / 2
         );
         sessions.push(tokio::spawn(async move { client.batch_execute(&sql).await }));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use crossfade_tests::{Cluster, Crossfade, Shutdown, World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -16,6 +16,17 @@ fn forgetful() -> Result<Cluster> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
+    // Somebody else's flush may take the last commits along, right before the crash.
+    for _ in 0..5 {
+        if a_crash_in_the_copy_takes_commits_back().await? {
+            return Ok(());
+        }
+    }
+    bail!("every commit was flushed before every crash: nothing is tested")
+}
+
+/// Whether it did: the migration has to end equal in any case.
+async fn a_crash_in_the_copy_takes_commits_back() -> Result<bool> {
     let mut world = World::of(forgetful()?, Cluster::start()?, None)?;
     // The large one is being copied all the time.
     world.at_source(
@@ -29,7 +40,7 @@ async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
         // Until the server crashes.
         while client.execute("INSERT INTO small VALUES ($1)", &[&id]).await.is_ok() {
             id += 1;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         id
     });
@@ -41,11 +52,11 @@ async fn commits_that_the_copy_saw_and_the_disk_did_not() -> Result<()> {
     world.source.restart(Shutdown::Immediate)?;
     let written: i32 = writer.await?;
     let left: i32 = world.at_source("SELECT max(id) FROM small")?.parse()?;
-    anyhow::ensure!(left < written - 1, "every commit was flushed before the crash: nothing is tested");
     world.source.set("synchronous_commit", "on")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
-    run.stop().await
+    run.stop().await?;
+    Ok(left < written - 1)
 }
 
 /// The tail begins where WAL ends. If that were not on disk yet, a crash would take the source back before it, to be refused as one

@@ -27,7 +27,7 @@ use crate::error::panicked;
 use crate::lease::Lease;
 use crate::{ApplyError, CHANNEL, Job, schema, tables};
 
-/// Batches read ahead of the folding, per source: 256 KiB each, so 4 MiB.
+/// Batches read ahead of the folding, per source: 256 KiB each as a rule, so 4 MiB, and an eighth of the memory budget at most.
 const READ_AHEAD: usize = 16;
 
 /// Applies the tail until `stop`, once the copy is in.
@@ -52,7 +52,7 @@ pub(crate) async fn run(
     let mut incoming = gather::Inbox::default();
     for (source, checkpoint) in &checkpoints {
         let (batches, receiver) = mpsc::channel(READ_AHEAD);
-        tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches, gather::budget(job)));
+        tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches, gather::large(job)));
         incoming.add(source, receiver);
     }
     let (passed, gate) = tokio::sync::watch::channel(0);

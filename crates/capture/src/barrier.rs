@@ -79,7 +79,7 @@ pub(crate) async fn open(client: &Client, barrier: &str) -> Result<String, Captu
     Ok(rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join(", "))
 }
 
-/// How far the source's WAL is written by those who have ended. Behind a page's header, which is 24 bytes long, or 40 in a file's first page,
+/// How far the source's WAL is written, by transactions that are still under way, too. Behind a page's header, which is 24 bytes long, or 40 in a file's first page,
 /// nothing need be written yet: the position is that of the page then.
 pub(crate) async fn written(client: &Client) -> Result<Lsn, CaptureError> {
     let query = "SELECT (l - CASE WHEN l % current_setting('wal_block_size')::int8 IN (24, 40) THEN l % current_setting('wal_block_size')::int8 ELSE 0 END)

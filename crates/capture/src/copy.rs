@@ -25,7 +25,7 @@ pub(crate) use progress::{Progress, asked, progress};
 use crate::run::Running;
 use crate::{CaptureError, barrier, claim, marker, schema};
 
-/// How long a table that gave way to the application rests before its copy starts over.
+/// How long what gave way to the application rests before it starts over.
 const REST: Duration = Duration::from_secs(2);
 
 /// Copies what the log does not have yet, and says so at the end; then again whatever somebody asks for.
@@ -65,7 +65,13 @@ async fn round(running: &Arc<Running>) -> Result<Seq, CaptureError> {
         let dumped: Vec<TableName> =
             tables.iter().filter(|t| !progress.dumped(&t.name)).map(|t| t.name.clone()).collect();
         if !progress.schema || !dumped.is_empty() {
-            let items = schema::dump(running, &session, progress.schema.then_some(&dumped)).await?;
+            // The tail follows meanwhile.
+            let items = loop {
+                match schema::dump(running, &session, progress.schema.then_some(&dumped)).await? {
+                    Some(items) => break items,
+                    None => tokio::time::sleep(REST).await,
+                }
+            };
             let schema = Schema { items, whole: !progress.schema };
             log::append_record(log, &stream, Record::Schema(schema)).await?;
             model::failpoint!("schema_logged");

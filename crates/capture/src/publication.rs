@@ -14,7 +14,7 @@ pub(crate) fn names(plan: &str, source: &str) -> [String; 2] {
     [format!("crossfade_{plan}_{source}"), format!("crossfade_{plan}_{source}_insert_only")]
 }
 
-/// Makes the publications publish just these tables. Says whether that changed anything: if so, the barrier must be
+/// Makes the publications publish just these tables. Says whether a table was added: if so, the barrier must be
 /// passed again before a snapshot of a table is taken.
 ///
 /// # Errors

@@ -231,10 +231,12 @@ async fn prepare(job: &Job, first: bool, writers: &tail::Writers) -> Result<Read
     }
     let lsn = match resume.lsn {
         Some(lsn) => lsn,
-        // Not where the slot starts: whoever commits from here on began after the catalog was touched, and everybody else is visible.
+        // Not where the slot starts: whoever commits from here on began after the catalog was touched. Who committed before is not in the tail, and may not be visible
+        // yet: another barrier.
         None => {
             let written = barrier::written(&session).await?;
             barrier::flushed(&session, written).await?;
+            barrier::pass(&session, limit).await?;
             written
         }
     };

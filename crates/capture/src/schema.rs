@@ -7,17 +7,18 @@ use std::process::Stdio;
 use model::{Code, Problem, SchemaItem, TableName};
 use pg::Session;
 use tokio::process::Command;
+use tracing::warn;
 
 use crate::CaptureError;
 use crate::left_out::LeftOut;
 use crate::run::Running;
 
-/// Dumps the schema: all of it but what the plan leaves out, or, with `only`, just these tables.
+/// Dumps the schema: all of it but what the plan leaves out, or, with `only`, just these tables. `None` if the application has one of them locked.
 pub(crate) async fn dump(
     running: &Running,
     session: &Session,
     only: Option<&Vec<TableName>>,
-) -> Result<Vec<SchemaItem>, CaptureError> {
+) -> Result<Option<Vec<SchemaItem>>, CaptureError> {
     let version = pg::catalog::server_version(session).await?;
     let program = pg_dump(version / 10_000)?;
     let mut arguments =
@@ -38,7 +39,14 @@ pub(crate) async fn dump(
         // pg_dump tells a server that went away as text only; this session tells it as what it is, which is tried again.
         session.execute("SELECT 1", &[]).await?;
     }
-    let (before, after) = dumped?;
+    let (Some(before), Some(after)) = dumped? else {
+        let unreadable = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')
+                             AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT has_table_privilege(c.oid, 'SELECT'))";
+        if session.query_one(unreadable, &[]).await?.get(0) {
+            return Err(failed(&program, "the role may not lock every table to read it".to_owned()).into());
+        }
+        return Ok(None);
+    };
     let tables = owners(session).await?;
     let mut items = entries(&before, false);
     items.extend(entries(&after, true));
@@ -52,7 +60,7 @@ pub(crate) async fn dump(
     for item in &mut items {
         item.table = tables.get(&(item.schema.clone(), class(item), item.name.clone())).cloned();
     }
-    Ok(items)
+    Ok(Some(items))
 }
 
 /// What an entry's name is a name of: a table, an index, or "table object".
@@ -94,11 +102,17 @@ async fn owners(session: &Session) -> Result<HashMap<(String, &'static str, Stri
         .collect())
 }
 
-/// How long pg_dump, which holds one table after the other, waits for the next, in ms: less than the second after which Postgres looks for deadlocks, whose victim
-/// could be the application.
-const LOCK_WAIT: u32 = 500;
+/// How long pg_dump, which holds one table after the other, waits for the next, in ms: a deadlock with the application, of which either could be the victim, lasts no
+/// longer than this, and Postgres looks for one only after a second.
+const LOCK_WAIT: u32 = 100;
 
-async fn run(running: &Running, program: &Path, arguments: &[String], section: &str) -> Result<String, CaptureError> {
+/// One section of the dump; `None` if it could not lock a table.
+async fn run(
+    running: &Running,
+    program: &Path,
+    arguments: &[String],
+    section: &str,
+) -> Result<Option<String>, CaptureError> {
     let endpoint = &running.job.endpoint;
     let output = Command::new(program)
         .args(arguments)
@@ -117,14 +131,18 @@ async fn run(running: &Running, program: &Path, arguments: &[String], section: &
         .map_err(|error| failed(program, error.to_string()))?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        // It does not tell SQLSTATEs. From a server that speaks another language it is an error like any other.
-        let lock = why.contains("LOCK TABLE") && ["timeout", "deadlock"].iter().any(|word| why.contains(word));
-        return Err(match lock {
-            true => CaptureError::Again("pg_dump gave way to a lock of the application".to_owned()),
-            false => failed(program, why).into(),
-        });
+        // It tells no SQLSTATE, and the server's words are in its own language; statements and settings are not.
+        if !why.contains("LOCK TABLE") || why.contains("max_locks_per_transaction") {
+            return Err(failed(program, why).into());
+        }
+        warn!(
+            "pg_dump gave way to a lock of the application and starts over: {}",
+            why.lines().next().unwrap_or_default()
+        );
+        return Ok(None);
     }
-    String::from_utf8(output.stdout).map_err(|error| failed(program, error.to_string()).into())
+    let dump = String::from_utf8(output.stdout).map_err(|error| failed(program, error.to_string()))?;
+    Ok(Some(dump))
 }
 
 fn failed(program: &Path, why: String) -> Problem {

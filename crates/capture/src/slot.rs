@@ -74,7 +74,7 @@ pub(crate) async fn settled(client: &Client, name: &str, limit: Duration) -> Res
     }
 }
 
-/// Creates the slot. Waits, as Postgres does, for transactions that are open now to end.
+/// Creates the slot, or finds it made by another process meanwhile. Waits, as Postgres does, for transactions that are open now to end.
 ///
 /// # Errors
 /// They do not end within `limit`: names them. Nobody is terminated, and no slot is left behind.
@@ -96,7 +96,14 @@ pub(crate) async fn create(
         }
         return Err(barrier::timeout(&format!("slot {name}"), limit, &open).into());
     };
-    let created = created?;
+    let created = match created {
+        // Another process has been quicker; which of the two reads it is decided by the slot and the log.
+        Err(error) if error.sqlstate() == Some(SqlState::DUPLICATE_OBJECT.code()) => {
+            settled(client, name, limit).await?;
+            return Ok(());
+        }
+        created => created?,
+    };
     model::failpoint!("slot_created");
     info!(slot = name, lsn = %created.consistent_point, "slot created");
     Ok(())

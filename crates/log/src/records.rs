@@ -11,6 +11,9 @@ use crate::{Chain, Log, LogError, Reader, StreamName};
 /// What a blob's encoding takes besides its data: two tags and two lengths of at most five bytes each.
 const BLOB_ROOM: usize = 12;
 
+/// What is reserved for a joined record at most, in bytes; beyond, the memory grows as the pieces come.
+const RESERVED: usize = 256 << 20;
+
 /// Decodes what a [`Reader`] returns.
 pub struct RecordReader {
     log: Arc<dyn Log>,
@@ -22,7 +25,7 @@ pub struct RecordReader {
 
 /// A record that has been read, or the pieces of one, not fetched yet.
 enum Ahead {
-    Whole(Record, u64),
+    Whole(Box<Record>, u64),
     Pieces(Joined),
 }
 
@@ -50,10 +53,10 @@ impl RecordReader {
         self.size().await?;
         if let Some((seq, Ahead::Pieces(joined))) = &self.ahead {
             let record = join(&*self.log, &self.stream, joined).await?;
-            self.ahead = Some((*seq, Ahead::Whole(record, 0)));
+            self.ahead = Some((*seq, Ahead::Whole(Box::new(record), 0)));
         }
         match self.ahead.take() {
-            Some((seq, Ahead::Whole(record, _))) => Ok((seq, record)),
+            Some((seq, Ahead::Whole(record, _))) => Ok((seq, *record)),
             // `size` leaves something there, and pieces were joined above.
             Some((_, Ahead::Pieces(_))) | None => unreachable!("a record was read ahead"),
         }
@@ -75,7 +78,7 @@ impl RecordReader {
             let ahead = match Record::decode(message.payload)? {
                 Record::Blob(_) | Record::Unknown => continue,
                 Record::Joined(joined) => Ahead::Pieces(joined),
-                record => Ahead::Whole(record, bytes),
+                record => Ahead::Whole(Box::new(record), bytes),
             };
             self.ahead = Some((message.seq, ahead));
         }
@@ -94,9 +97,8 @@ pub async fn get_record(log: &dyn Log, stream: &StreamName, seq: Seq) -> Result<
 }
 
 async fn join(log: &dyn Log, stream: &StreamName, joined: &Joined) -> Result<Record, LogError> {
-    // Not more than the pieces can hold, whatever a damaged message says.
-    let most = joined.blobs.len().saturating_mul(log.max_message());
-    let mut whole = BytesMut::with_capacity(most.min(joined.bytes as usize));
+    // Not more at once than a damaged message may ask for.
+    let mut whole = BytesMut::with_capacity((joined.bytes as usize).min(RESERVED));
     for seq in &joined.blobs {
         match Record::decode(log.get(stream, *seq).await?.payload)? {
             Record::Blob(data) => whole.extend_from_slice(&data),

@@ -108,9 +108,7 @@ const FLUSHED: &str =
 /// # Errors
 /// Within `connect_timeout` for each host of the URL: it cannot be reached, does not let us in, or has no such database.
 pub async fn connect(endpoint: &Endpoint, purpose: &str) -> Result<Session, PgError> {
-    let session = each_host(endpoint, |host| open(endpoint, host, purpose, false)).await?;
-    session.batch_execute(FLUSHED).await.map_err(|error| PgError::from(error).at(&session.place))?;
-    Ok(session)
+    each_host(endpoint, |host| open(endpoint, host, purpose, false)).await
 }
 
 /// The same with `default_transaction_read_only = on`: every transaction is read-only unless it says otherwise.
@@ -182,6 +180,9 @@ async fn open(endpoint: &Endpoint, host: &Host, purpose: &str, read_only: bool) 
     tokio::spawn(drive(connection, sender, gone));
     // Not every platform that a server runs on can do this, and then it refuses the setting.
     let _ = client.batch_execute(&format!("SET client_connection_check_interval = '{SERVER_LOOKS_EVERY}'")).await;
+    if !read_only {
+        client.batch_execute(FLUSHED).await?;
+    }
     Ok(Session {
         client,
         notifications,

@@ -23,6 +23,8 @@ struct Slot {
     /// When it is to be started again.
     again: Instant,
     frozen: bool,
+    /// It has stood still once: another one may have its place.
+    was_frozen: bool,
     /// Refused, because another one does its work: it stays away.
     retired: bool,
     /// Ours is the last signal that it got.
@@ -32,6 +34,8 @@ struct Slot {
 /// The processes of a run.
 pub(super) struct Processes {
     slots: Vec<Slot>,
+    /// A connection was cut, stalled or throttled: to the others whoever used it may have been silent for too long.
+    pub cut_off: bool,
     /// Starts after the first.
     pub restarts: u64,
     /// Exits by themselves, with their codes.
@@ -46,7 +50,7 @@ impl Processes {
         for command in commands {
             slots.push(Slot::new(command, home.elsewhere()?));
         }
-        Ok(Processes { slots, restarts: 0, exits: Vec::new() })
+        Ok(Processes { slots, cut_off: false, restarts: 0, exits: Vec::new() })
     }
 
     /// Looks who has ended, and does about it what a supervisor does.
@@ -87,7 +91,7 @@ impl Processes {
             self.slots.iter().enumerate().any(|(other, slot)| other != at && slot.command == command && !slot.retired);
         match (code.as_str(), status.code()) {
             ("connection_failed", Some(2)) => Ok(()),
-            ("writer_refused", Some(1)) if others => {
+            ("writer_refused", Some(1)) if others && (self.cut_off || self.slots[at].was_frozen) => {
                 self.slots[at].retired = true;
                 Ok(())
             }
@@ -112,6 +116,7 @@ impl Processes {
             running.freeze()?;
         }
         slot.frozen = true;
+        slot.was_frozen = true;
         let (command, elsewhere) = (slot.command, slot.home.elsewhere()?);
         if replaced {
             self.slots.push(Slot::new(command, elsewhere));
@@ -188,6 +193,16 @@ impl Processes {
 impl Slot {
     fn new(command: &'static str, home: Crossfade) -> Slot {
         let again = Instant::now();
-        Slot { command, home, running: None, started: false, again, frozen: false, retired: false, killed: false }
+        Slot {
+            command,
+            home,
+            running: None,
+            started: false,
+            again,
+            frozen: false,
+            was_frozen: false,
+            retired: false,
+            killed: false,
+        }
     }
 }

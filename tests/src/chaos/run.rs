@@ -147,6 +147,7 @@ impl Chaos {
             Fault::Network(server, trouble) => {
                 let landed = self.scene.trouble(server, trouble);
                 self.counts.cuts += u64::from(landed);
+                self.processes.cut_off |= landed;
                 (landed, "")
             }
         };

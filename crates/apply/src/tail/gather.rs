@@ -50,9 +50,12 @@ const OPS: usize = 20_000;
 /// The share of the memory budget that one group's rows may take.
 const SHARE: u64 = 32;
 
-/// Bytes of a group's rows at most, but for its last one.
-pub(super) fn budget(job: &Job) -> u64 {
-    job.plan.limits.memory / SHARE
+/// The share of it that a message of the log may take without being alone on its way: several are read ahead.
+const LARGE: u64 = 128;
+
+/// From how many bytes on a message is large.
+pub(super) fn large(job: &Job) -> u64 {
+    job.plan.limits.memory / LARGE
 }
 
 impl Group {
@@ -169,7 +172,7 @@ pub(super) async fn run(
         targets: targets.collect(),
         pending: HashMap::new(),
         group: Group::default(),
-        budget: budget(&job) as usize,
+        budget: (job.plan.limits.memory / SHARE) as usize,
         cut_off: job.cut_off.clone(),
         queue: VecDeque::new(),
     };

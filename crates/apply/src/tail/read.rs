@@ -25,7 +25,7 @@ pub(super) enum What {
 }
 
 /// Follows a source's tail from its checkpoint. A record of more than `large` bytes, one with a huge value, is fetched only once the one before that was such
-/// has been written: of the whole way to the target only one at a time is in memory.
+/// has been written: of a source only one at a time is in memory, all the way to the target.
 pub(super) async fn follow(
     job: Arc<Job>,
     source: String,

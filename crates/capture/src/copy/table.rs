@@ -51,6 +51,7 @@ pub(super) async fn copy(
     let job = &running.job;
     let leader = connect(running).await?;
     let partition_bound = partition_bound(&leader, table).await?;
+    let root = table.root.clone();
     lock(running, &leader, table).await?;
     // Only now: a snapshot older than the lock could be older than a TRUNCATE, and would read nothing.
     let row = leader
@@ -68,6 +69,9 @@ pub(super) async fn copy(
             "start again",
         )
     })?;
+    if table.root != root {
+        return Err(CaptureError::Again(format!("table {} was attached or detached meanwhile", table.name)));
+    }
     let streams = claim::streams(&job.plan.name, &job.source.name);
     let begin = TableBegin {
         table: table.name.clone(),
