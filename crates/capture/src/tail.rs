@@ -41,8 +41,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// tenths of the messages under load.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// After how much idle time the log is told that there is nothing new, so that the source may recycle WAL that is not ours.
-const IDLE: Duration = Duration::from_secs(10);
+/// After how much idle time the log is told that there is nothing new, so that the source may recycle WAL that is not ours. Less than the time between two
+/// looks at the catalogs, each of which writes a transaction of its own.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// How long a walsender of an earlier connection may take to notice that it is alone.
 const SLOT_BUSY: Duration = Duration::from_secs(1);
