@@ -40,10 +40,10 @@ pub(crate) async fn dump(
         session.execute("SELECT 1", &[]).await?;
     }
     let (Some(before), Some(after)) = dumped? else {
-        let unreadable = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')
-                             AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT has_table_privilege(c.oid, 'SELECT'))";
-        if session.query_one(unreadable, &[]).await?.get(0) {
-            return Err(failed(&program, "the role may not lock every table to read it".to_owned()).into());
+        let unreadable = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')
+                             AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND NOT has_table_privilege(c.oid, 'SELECT') LIMIT 1";
+        if let Some(row) = session.query_opt(unreadable, &[]).await? {
+            return Err(failed(&program, format!("the role may not read table {}", row.get::<_, String>(0))).into());
         }
         return Ok(None);
     };

@@ -50,15 +50,16 @@ impl RecordReader {
     /// # Errors
     /// As [`Reader::next`]; [`LogError::Damaged`].
     pub async fn next(&mut self) -> Result<(Seq, Record), LogError> {
-        self.size().await?;
-        if let Some((seq, Ahead::Pieces(joined))) = &self.ahead {
-            let record = join(&*self.log, &self.stream, joined).await?;
-            self.ahead = Some((*seq, Ahead::Whole(Box::new(record), 0)));
-        }
-        match self.ahead.take() {
-            Some((seq, Ahead::Whole(record, _))) => Ok((seq, *record)),
-            // `size` leaves something there, and pieces were joined above.
-            Some((_, Ahead::Pieces(_))) | None => unreachable!("a record was read ahead"),
+        loop {
+            self.size().await?;
+            if let Some((seq, Ahead::Pieces(joined))) = &self.ahead {
+                let next = (*seq, join(&*self.log, &self.stream, joined).await?);
+                self.ahead = None;
+                return Ok(next);
+            }
+            if let Some((seq, Ahead::Whole(record, _))) = self.ahead.take() {
+                return Ok((seq, *record));
+            }
         }
     }
 
