@@ -4,6 +4,7 @@
 //! - [`copy`]: the initial copy, also against a raw pipe of binary COPY
 //! - [`drain`]: a backlog of 20 s of writes
 //! - [`lag`]: how far behind at 1,000 transactions/s
+//! - [`verify`]: against what somebody would type, and beside a load
 //! - [`report`]: the table, and `benches/results/latest.json`
 //!
 //! `BENCH_RUNS` (default 5) alternating runs; the median counts.
@@ -16,6 +17,7 @@ mod drain;
 mod lag;
 mod report;
 mod rivals;
+mod verify;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,6 +31,9 @@ use crate::rivals::{Ours, Theirs};
 /// pgbench's unit: 100,000 accounts each.
 const SCALE: u32 = 20;
 
+/// The same, for what verify reads.
+const SCALE_OF_VERIFY: u32 = 50;
+
 /// Longer than anything measured here may take.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -38,9 +43,10 @@ async fn main() -> ExitCode {
     let work = async {
         match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => compared().await,
+            ["verify"] => verified().await,
             ["bounds"] => bounded(None).await,
             ["bounds", case] => bounded(Some(case)).await,
-            _ => bail!("usage: crossfade-benches [bounds [case]]"),
+            _ => bail!("usage: crossfade-benches [verify | bounds [case]]"),
         }
     };
     // Servers and folders go away with the future that owns them, also when a person gives up.
@@ -66,6 +72,28 @@ async fn compared() -> Result<bool> {
     Ok(report.within_bounds())
 }
 
+/// What belongs to verify alone.
+async fn verified() -> Result<bool> {
+    let report = Report { entries: verify_entries(runs()?).await?, growing: false };
+    println!("{report}");
+    Ok(report.within_bounds())
+}
+
+async fn verify_entries(runs: usize) -> Result<Vec<Entry>> {
+    let times = verify::measure(runs).await?;
+    Ok(vec![
+        Entry::ratio("verify", "count and hashtext", &times.ours, &times.theirs, 3.5, times.rss),
+        Entry::ratio("1000 tx beside verify", "without", &times.beside, &times.alone, 1.5, times.rss),
+    ])
+}
+
+fn runs() -> Result<usize> {
+    match std::env::var("BENCH_RUNS") {
+        Ok(text) => Ok(text.parse::<usize>().context("BENCH_RUNS is a number")?.max(1)),
+        Err(_) => Ok(5),
+    }
+}
+
 async fn bounded(case: Option<&str>) -> Result<bool> {
     let all = bounds::measure(case).await?;
     let good = all.iter().filter(|taken| taken.within_bound()).count();
@@ -74,10 +102,7 @@ async fn bounded(case: Option<&str>) -> Result<bool> {
 }
 
 async fn bench() -> Result<Report> {
-    let runs = match std::env::var("BENCH_RUNS") {
-        Ok(text) => text.parse().context("BENCH_RUNS is a number")?,
-        Err(_) => 5_usize,
-    };
+    let runs = runs()?;
     // Workers of subscriptions start at most every five seconds by default: a pause that says nothing of the work.
     let cluster = || {
         Cluster::build().durable().set("shared_buffers", "256MB").set("wal_retrieve_retry_interval", "100ms").start()
@@ -92,7 +117,7 @@ async fn bench() -> Result<Report> {
     let mut drains = [Vec::new(), Vec::new()];
     let mut rss = [0; 3];
     let mut lags = None;
-    for run in 1..=runs.max(1) {
+    for run in 1..=runs {
         let (ours, theirs) = (Ours::prepare(&world)?, Theirs::prepare(&world)?);
         // Who goes first changes with every run.
         let we_first = run % 2 == 1;
@@ -142,15 +167,15 @@ async fn bench() -> Result<Report> {
 
     let (our_lag, their_lag) = lags.context("lag is measured in the last run")?;
     let [ours, theirs, raw] = &copies;
-    Ok(Report {
-        entries: vec![
-            Entry::ratio("copy", "subscription", ours, theirs, 1.5, rss[0]),
-            Entry::ratio("copy", "raw COPY pipe", ours, raw, 0.0, rss[0]),
-            Entry::ratio("drain", "subscription", &drains[0], &drains[1], 0.7, rss[1]),
-            Entry::lag(our_lag.p99, their_lag.p99, rss[2]),
-        ],
-        growing: our_lag.growing,
-    })
+    let mut entries = vec![
+        Entry::ratio("copy", "subscription", ours, theirs, 1.5, rss[0]),
+        Entry::ratio("copy", "raw COPY pipe", ours, raw, 0.0, rss[0]),
+        Entry::ratio("drain", "subscription", &drains[0], &drains[1], 0.7, rss[1]),
+        Entry::lag(our_lag.p99, their_lag.p99, rss[2]),
+    ];
+    drop(world);
+    entries.extend(verify_entries(runs).await?);
+    Ok(Report { entries, growing: our_lag.growing })
 }
 
 fn say(line: &str) {

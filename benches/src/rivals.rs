@@ -28,6 +28,13 @@ impl Ours {
         Ok(running)
     }
 
+    /// `crossfade verify`.
+    pub fn verify(&self) -> Result<Running> {
+        let mut running = self.crossfade.start(&["verify"])?;
+        running.hush();
+        Ok(running)
+    }
+
     /// Waits until copy and tail are joined, keys built. The target is asked itself: calling `crossfade status` again
     /// and again would take from the processors that are measured.
     pub async fn joined(&self, world: &World, running: &mut Running) -> Result<()> {

@@ -19,8 +19,10 @@ mod shape;
 mod transaction;
 
 pub use fault::{Fault, Planned, Server, Trouble};
+pub use load::Load;
 pub use report::{Counts, Report};
-pub use shape::{Act, Mode, Shape};
+pub use scene::SCHEMA;
+pub use shape::{Act, Mode, Shape, identities};
 
 /// Does the run of one seed. One that fails leaves a folder behind with all that shows why; with `keep` every one does.
 pub async fn of_seed(seed: u64, keep: bool) -> Report {

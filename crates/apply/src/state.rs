@@ -83,6 +83,14 @@ CREATE TABLE crossfade.schema_item (
 CREATE TABLE crossfade.marker (
     source text, id text, lsn pg_lsn NOT NULL, reached_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (source, id));
+
+-- Who compares both sides has the tail stand still at a marker: a line each, there for as long as it is to stand.
+CREATE TABLE crossfade.hold (
+    source text, id text,                       -- the marker
+    pid int NOT NULL, backend_start timestamptz NOT NULL, -- whose session asked for it: gone, it holds nothing
+    seconds float8 NOT NULL,                    -- for how long at most
+    through pg_lsn,                             -- it is to go on up to here, and stand again
+    PRIMARY KEY (source, id));
 ";
 
 /// Any number, the same in every version: taken while the schema is created.

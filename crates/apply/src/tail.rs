@@ -2,12 +2,13 @@
 //!
 //! [`read`] follows the log and puts whole transactions together; [`gather`] folds them ([`fold`]) into steps per table ([`target`] knows the
 //! tables), while [`write`] writes the group before: set-wise ([`sets`]), or row by row where that meets a constraint, with the
-//! checkpoint in the same transaction.
+//! checkpoint in the same transaction. [`hold`] makes it stand still for who compares both sides.
 
 mod checkpoint;
 mod copy_text;
 mod fold;
 mod gather;
+mod hold;
 mod read;
 mod sets;
 mod target;
@@ -55,7 +56,7 @@ pub(crate) async fn run(
         tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches, gather::large(job)));
         incoming.add(source, receiver);
     }
-    let (passed, gate) = tokio::sync::watch::channel(0);
+    let (passed, gate) = tokio::sync::watch::channel(gather::Passed::default());
     tasks.spawn(gather::run(Arc::clone(job), checkpoints.clone(), incoming, groups, gate));
     tokio::select! {
         biased;

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use log::Log;
-use model::{CopyEnd, MarkerKind, Record, Schema, Seq, TableName, Writer};
+use model::{CopyEnd, Marker, MarkerKind, Record, Schema, Seq, TableName, Writer};
 use pg::Session;
 use pg::catalog::Table;
 use plan::SchemaMode;
@@ -83,7 +83,7 @@ async fn round(running: &Arc<Running>) -> Result<Seq, CaptureError> {
         tables.iter().filter_map(|table| Some((table.clone(), progress.next_epoch(&table.name)?))).collect();
     let begin: Vec<_> = todo.iter().map(|(table, epoch)| marker::copy_id(&table.name, *epoch)).collect();
     for id in &begin {
-        marker::emit(&session, &running.header.nonce, MarkerKind::Copy, id).await?;
+        marker::emit(&session, &Marker::new(&running.header.nonce, MarkerKind::Copy, id)).await?;
         model::failpoint!("copy_marker_emitted");
     }
     // Everything that committed before the markers must be visible to the snapshots, so that apply may drop it.
@@ -96,7 +96,7 @@ async fn round(running: &Arc<Running>) -> Result<Seq, CaptureError> {
     all.retain(|(name, _)| tables.iter().any(|table| table.name == *name));
     all.sort();
     let id = format!("{} {}", uuid::Uuid::new_v4(), job.source.name);
-    marker::emit(&session, &running.header.nonce, MarkerKind::Joined, &id).await?;
+    marker::emit(&session, &Marker::new(&running.header.nonce, MarkerKind::Joined, &id)).await?;
     model::failpoint!("joined_marker_emitted");
     log::append_record(
         log,
@@ -140,7 +140,7 @@ async fn copy_all(
                 // in vain.
                 let epoch = if begun { epoch + 1 } else { epoch };
                 let id = marker::copy_id(&table.name, epoch);
-                marker::emit(session, &running.header.nonce, MarkerKind::Copy, &id).await?;
+                marker::emit(session, &Marker::new(&running.header.nonce, MarkerKind::Copy, &id)).await?;
                 model::failpoint!("next_epoch_announced");
                 barrier::pass(session, running.job.plan.limits.barrier_timeout).await?;
                 queue.push_back((table, epoch));

@@ -8,8 +8,7 @@ use crate::CaptureError;
 ///
 /// # Errors
 /// The source refuses or is gone.
-pub async fn emit(client: &Client, nonce: &str, kind: MarkerKind, id: &str) -> Result<(), CaptureError> {
-    let marker = Marker { nonce: nonce.to_owned(), kind, id: id.to_owned() };
+pub async fn emit(client: &Client, marker: &Marker) -> Result<(), CaptureError> {
     client
         .execute("SELECT pg_logical_emit_message(true, $1::text, $2::text)", &[&MarkerKind::PREFIX, &marker.content()])
         .await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use model::{Code, MarkerKind, Oid, Problem, TableName};
+use model::{Code, Marker, MarkerKind, Oid, Problem, TableName};
 use pg::Session;
 use pg::catalog::Table;
 
@@ -98,7 +98,7 @@ type Truncates = std::collections::HashMap<Oid, u64>;
 async fn seen_truncates(running: &Arc<Running>, session: &Session) -> Result<Truncates, CaptureError> {
     let id = uuid::Uuid::new_v4().to_string();
     let mut seen = running.catalog.subscribe();
-    marker::emit(session, &running.header.nonce, MarkerKind::Catalog, &id).await?;
+    marker::emit(session, &Marker::new(&running.header.nonce, MarkerKind::Catalog, &id)).await?;
     // The tail runs beside this; if it has ended, so has everything.
     if seen.wait_for(|last| *last == id).await.is_err() {
         std::future::pending::<()>().await;

@@ -9,3 +9,4 @@ pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod supervise;
 pub(crate) mod survey;
+pub(crate) mod verify;

@@ -51,6 +51,24 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Compare both sides at one instant, while everybody writes: equal, different (with the rows), or inconclusive.
+    Verify {
+        /// A table, as schema.table; may be given several times. All of the plan if it is not.
+        #[arg(long = "table", value_name = "TABLE")]
+        tables: Vec<String>,
+        /// Per cent of the parts of large tables to compare. Never enough for a cutover.
+        #[arg(long, value_name = "PERCENT", value_parser = percent)]
+        sample: Option<f64>,
+        /// Go on with the last comparison, which was cut off.
+        #[arg(long, conflicts_with_all = ["tables", "sample"])]
+        resume: bool,
+        /// Of tables that were equal compare only the rows that were changed since.
+        #[arg(long, conflicts_with_all = ["sample", "resume"])]
+        recheck: bool,
+        /// Show no values but those of keys.
+        #[arg(long)]
+        mask: bool,
+    },
     /// Copy everything, or the named tables, again into the same log and target: the way out where something is lost.
     Recopy {
         /// Tables, as schema.table; a partitioned one stands for its partitions. None for everything.
@@ -103,6 +121,11 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| *percent > 0.0 && *percent <= 100.0);
+    percent.ok_or_else(|| "it is no number above 0, and 100 at most".to_owned())
+}
+
 async fn dispatch(arguments: Arguments, output: Output) -> u8 {
     let stop = match Stop::on_signals() {
         Ok(stop) => stop,
@@ -127,6 +150,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
         Command::Init
         | Command::Survey
         | Command::Status { .. }
+        | Command::Verify { .. }
         | Command::Recopy { .. }
         | Command::Complete { .. } => None,
     };
@@ -138,6 +162,10 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             Command::Init => commands::init::run(&arguments.plan, output),
             Command::Survey => commands::survey::run(plan()?, output).await,
             Command::Status { watch } => commands::status::run(plan()?, watch, output).await,
+            Command::Verify { tables, sample, resume, recheck, mask } => {
+                let options = verify::Options { tables: report::tables(&tables)?, sample, resume, recheck, mask };
+                commands::verify::run(plan()?, options, output).await
+            }
             Command::Recopy { tables, new_source } => commands::recopy::run(plan()?, tables, new_source, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run | Command::Capture | Command::Apply => Ok(0),

@@ -1,8 +1,11 @@
 //! What people read on the terminal, and scripts from stdout.
 
+use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use model::{Finding, Problem};
+use model::{Code, Finding, Problem, TableName};
 use plan::Plan;
 use serde_json::{Value, json};
 
@@ -53,11 +56,62 @@ fn one_line(text: &str) -> String {
 
 /// Puts a report into the plan's `state.dir`/reports. That it cannot be kept is no reason for a command to fail.
 pub(crate) fn keep(plan: &Plan, command: &str, document: &Value) {
-    let folder = plan.state_dir.join("reports");
-    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string().replace(':', "");
-    let file = folder.join(format!("{now}-{command}.json"));
-    let written = std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(&file, format!("{document:#}\n")));
-    if let Err(error) = written {
+    let file = file(plan, command, "json");
+    if let Err(error) = folder(&file).and_then(|()| std::fs::write(&file, format!("{document:#}\n"))) {
         tracing::warn!("the report is not kept: {}: {error}", file.display());
     }
+}
+
+fn file(plan: &Plan, command: &str, kind: &str) -> PathBuf {
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string().replace(':', "");
+    plan.state_dir.join("reports").join(format!("{now}-{command}.{kind}"))
+}
+
+fn folder(file: &Path) -> std::io::Result<()> {
+    file.parent().map_or(Ok(()), std::fs::create_dir_all)
+}
+
+/// A report that is written as it comes, a JSON document a line. The file is there once it has one.
+pub(crate) struct Lines {
+    path: PathBuf,
+    open: Mutex<Option<std::io::Result<File>>>,
+}
+
+impl Lines {
+    /// Into the plan's `state.dir`/reports.
+    pub(crate) fn new(plan: &Plan, command: &str) -> Lines {
+        Lines { path: file(plan, command, "jsonl"), open: Mutex::new(None) }
+    }
+
+    /// Adds a line. That it cannot be kept is said once, and no reason for a command to fail.
+    pub(crate) fn write(&self, line: &Value) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(file) = open.get_or_insert_with(|| folder(&self.path).and_then(|()| File::create(&self.path))) else {
+            return;
+        };
+        if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
+            tracing::warn!("the rows are not kept: {}: {error}", self.path.display());
+            *open = Some(Err(error));
+        }
+    }
+
+    /// Where it is, if it is.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(&*open, Some(Ok(_))).then_some(&self.path)
+    }
+}
+
+/// Tables that a command was given: `schema.table`; the schema ends at the first dot, as in the plan.
+pub(crate) fn tables(tables: &[String]) -> Result<Vec<TableName>, Problem> {
+    let name = |table: &String| match table.split_once('.') {
+        Some((schema, name)) if !schema.is_empty() && !name.is_empty() => Ok(TableName::new(schema, name)),
+        _ => Err(Problem::new(
+            Code::PlanInvalid,
+            format!("table {table:?}"),
+            "it is not of the form schema.table",
+            "name it with its schema: public.orders",
+        )),
+    };
+    tables.iter().map(name).collect()
 }

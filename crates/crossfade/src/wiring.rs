@@ -28,7 +28,8 @@ pub(crate) fn not_writable(dir: &Path, why: &str) -> Problem {
     )
 }
 
-fn embedded_folder(plan: &Plan) -> PathBuf {
+/// Where the embedded log is.
+pub(crate) fn embedded_folder(plan: &Plan) -> PathBuf {
     plan.state_dir.join("log")
 }
 

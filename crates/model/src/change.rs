@@ -66,6 +66,8 @@ pub struct Marker {
     pub kind: MarkerKind,
     /// Unique within the plan.
     pub id: String,
+    /// What it says besides; as a rule nothing.
+    pub data: String,
 }
 
 /// What a [`Marker`] announces.
@@ -79,6 +81,10 @@ pub enum MarkerKind {
     Catalog,
     /// Somebody wants to know when the target has got here.
     Fence,
+    /// Somebody wants the target to stand still here for a moment.
+    Hold,
+    /// What the target held at some commits: a comparison of both sides found it equal, or not.
+    Verified,
 }
 
 impl MarkerKind {
@@ -92,26 +98,41 @@ impl MarkerKind {
             MarkerKind::Joined => "joined",
             MarkerKind::Catalog => "catalog",
             MarkerKind::Fence => "fence",
+            MarkerKind::Hold => "hold",
+            MarkerKind::Verified => "verified",
         }
     }
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Copy, Self::Joined, Self::Catalog, Self::Fence].into_iter().find(|kind| kind.as_str() == name)
+        [Self::Copy, Self::Joined, Self::Catalog, Self::Fence, Self::Hold, Self::Verified]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
     }
 }
 
 impl Marker {
+    /// One that says nothing but that it is there.
+    pub fn new(nonce: &str, kind: MarkerKind, id: &str) -> Marker {
+        Marker { nonce: nonce.to_owned(), kind, id: id.to_owned(), data: String::new() }
+    }
+
     /// The message's content.
     pub fn content(&self) -> String {
-        format!("{}\n{}\n{}", self.nonce, self.kind.as_str(), self.id)
+        let mut content = format!("{}\n{}\n{}", self.nonce, self.kind.as_str(), self.id);
+        if !self.data.is_empty() {
+            content.push('\n');
+            content.push_str(&self.data);
+        }
+        content
     }
 
     /// Reads a message's content; `None` if it is not of that form.
     pub fn parse(content: &str) -> Option<Marker> {
-        let mut lines = content.splitn(3, '\n');
+        let mut lines = content.splitn(4, '\n');
         let (nonce, kind, id) = (lines.next()?, lines.next()?, lines.next()?);
-        Some(Marker { nonce: nonce.to_owned(), kind: MarkerKind::from_name(kind)?, id: id.to_owned() })
+        let data = lines.next().unwrap_or_default().to_owned();
+        Some(Marker { data, ..Marker::new(nonce, MarkerKind::from_name(kind)?, id) })
     }
 }
 

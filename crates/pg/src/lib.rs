@@ -5,6 +5,7 @@
 //! - [`Replication`], [`ReplicationStream`]: a replication connection of our own, on postgres-protocol
 //! - [`pgoutput`]: what travels on it, decoded
 //! - [`catalog`]: which tables there are and what they look like
+//! - [`somebody_waits`]: whether the application waits for locks of ours
 //! - [`PgError`], [`policy`]: what a failure means, and whether to try again
 //!
 //! Every session, the replication connection included, runs under pinned settings (`settings.rs`), so that a value is
@@ -20,9 +21,11 @@ mod settings;
 mod sqlstate;
 mod tls;
 mod transport;
+mod waiting;
 
 pub use connect::{Canceller, Session, connect, connect_read_only};
 pub use endpoint::Endpoint;
 pub use error::{PgError, Policy, ServerError, policy};
 pub use replication::{Frame, ProtocolVersion, Replication, ReplicationStream, SlotCreated, SystemInfo};
 pub use tokio_postgres;
+pub use waiting::somebody_waits;

@@ -6,7 +6,7 @@ use model::{Code, Problem, TableName};
 
 use crate::server::Server;
 use crate::written::{Entry, File, Section};
-use crate::{Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target};
+use crate::{Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target, Verify};
 
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
 
@@ -20,8 +20,8 @@ const LEAST_LOG: u64 = 16 << 20;
 pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let file = File::new(path, text);
     let table = file.parse()?;
-    let top =
-        Section::top(&file, table.get_ref(), &["name", "sources", "log", "target", "state", "limits", "identity"])?;
+    let known = ["name", "sources", "log", "target", "state", "limits", "identity", "verify"];
+    let top = Section::top(&file, table.get_ref(), &known)?;
 
     let name =
         top.get("name").ok_or_else(|| top.lacks("name", "name the plan, at the top of the file: name = \"shop\""))?;
@@ -46,6 +46,7 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
         },
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
+        verify: check_verify(top.get("verify"))?,
     })
 }
 
@@ -266,6 +267,29 @@ impl Default for Limits {
             barrier_timeout: Duration::from_secs(600),
             lock_timeout: Duration::from_secs(5),
         }
+    }
+}
+
+fn check_verify(entry: Option<Entry<'_>>) -> Result<Verify, Problem> {
+    const KNOWN: [&str; 4] = ["connections", "rows_per_second", "hold", "renew"];
+    let mut verify = Verify::default();
+    let Some(section) = entry.map(|entry| entry.section(&KNOWN)).transpose()? else { return Ok(verify) };
+    for entry in section.entries() {
+        match entry.key {
+            "connections" => verify.connections = entry.number(1..=64)?,
+            "rows_per_second" => verify.rows_per_second = Some(entry.number(1..=usize::MAX)? as u64),
+            "hold" => verify.hold = positive(&entry, "5s")?,
+            "renew" => verify.renew = positive(&entry, "5min")?,
+            _ => {}
+        }
+    }
+    Ok(verify)
+}
+
+impl Default for Verify {
+    /// What holds where the plan says nothing.
+    fn default() -> Self {
+        Verify { connections: 2, rows_per_second: None, hold: Duration::from_secs(5), renew: Duration::from_secs(300) }
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Plan {
     pub limits: Limits,
     /// What is said about tables without replica identity.
     pub identity: BTreeMap<TableName, Identity>,
+    /// What a comparison of both sides may cost them.
+    pub verify: Verify,
 }
 
 /// A database that data leaves.
@@ -100,6 +102,19 @@ pub struct Limits {
     pub barrier_timeout: Duration,
     /// How long a copy's lock may make the application wait before it gives way.
     pub lock_timeout: Duration,
+}
+
+/// What a comparison of both sides may cost them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verify {
+    /// Connections that read at a time, on each side, at least 1.
+    pub connections: usize,
+    /// Rows that may be read in a second, on each side; none for as many as there are.
+    pub rows_per_second: Option<u64>,
+    /// How long the target's tail may be held.
+    pub hold: Duration,
+    /// How old a snapshot may get before another one is taken.
+    pub renew: Duration,
 }
 
 /// What happens when the source keeps back too much WAL.

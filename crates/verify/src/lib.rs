@@ -1,1 +1,27 @@
 //! Whether the target is what the source is.
+//!
+//! [`run`] compares tables ([`pair`]) in [`parts`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
+//! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
+//! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
+//!
+//! Shares no code with apply but the names of its state.
+
+mod access;
+mod between;
+mod delta;
+mod error;
+mod fence;
+mod pair;
+mod parts;
+mod report;
+mod round;
+mod rows;
+mod run;
+mod side;
+mod state;
+mod sums;
+mod touched;
+
+pub use access::LogAccess;
+pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
+pub use run::{Job, Options, run};

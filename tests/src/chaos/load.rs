@@ -13,7 +13,7 @@ use crate::connect;
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// An application: clients that write, come back when the source was away, and leave no prepared transaction behind.
-pub(super) struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     committed: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Result<()>>>,
@@ -21,7 +21,7 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts `count` clients; `seed` makes them do the same again.
-    pub(super) fn start(dsn: &str, seed: u64, count: u64) -> Load {
+    pub fn start(dsn: &str, seed: u64, count: u64) -> Load {
         let (stop, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let clients = (0..count)
             .map(|number| {
@@ -41,13 +41,13 @@ impl Load {
 
     /// # Errors
     /// A client has ended, which none does by itself: [`Load::stop`] says why.
-    pub(super) fn expect_alive(&self) -> Result<()> {
+    pub fn expect_alive(&self) -> Result<()> {
         ensure!(!self.clients.iter().any(JoinHandle::is_finished), "a client of the load has ended");
         Ok(())
     }
 
     /// Stops them, and tells how many transactions they committed. The source must be there.
-    pub(super) async fn stop(self, dsn: &str) -> Result<u64> {
+    pub async fn stop(self, dsn: &str) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.await?.context("a client of the load")?;

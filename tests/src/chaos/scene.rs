@@ -8,8 +8,8 @@ use super::fault::{Server, Trouble};
 use super::shape::{Mode, Shape};
 use crate::{Cluster, Crossfade, Nats, Proxy, Shutdown, World, compare, mixed};
 
-/// Larger tables, and rows that collide.
-const SCHEMA: &str = include_str!("schema.sql");
+/// Larger tables, and rows that collide; beside [`mixed::SCHEMA`].
+pub const SCHEMA: &str = include_str!("schema.sql");
 
 /// Longer than a look into a running database takes.
 const LOOK: Duration = Duration::from_secs(2);

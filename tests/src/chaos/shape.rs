@@ -82,13 +82,10 @@ impl Shape {
 
     /// The plan, given where source, target and log are reached.
     pub(super) fn plan(&self, source: &str, target: &str, nats: Option<&str>) -> PlanFile {
-        let plan = mixed::plan(PlanFile::new("shop", source, target))
-            .identity("public.loose", "full")
-            .identity("public.trace", "insert_only")
-            .section(&format!(
-                "[limits]\nmemory = \"64MiB\"\ncopy_workers = {}\nlock_timeout = \"{}\"",
-                self.copy_workers, self.lock_timeout
-            ));
+        let plan = identities(PlanFile::new("shop", source, target)).section(&format!(
+            "[limits]\nmemory = \"64MiB\"\ncopy_workers = {}\nlock_timeout = \"{}\"",
+            self.copy_workers, self.lock_timeout
+        ));
         match (nats, self.log_sync) {
             (None, _) => plan,
             (Some(nats), None) => plan.log(nats),
@@ -96,6 +93,11 @@ impl Shape {
             (Some(nats), Some(sync)) => plan.log(nats).log_lines(&format!("sync = \"{sync}\"")),
         }
     }
+}
+
+/// What a plan must say of the workload's tables.
+pub fn identities(plan: PlanFile) -> PlanFile {
+    mixed::plan(plan).identity("public.loose", "full").identity("public.trace", "insert_only")
 }
 
 impl fmt::Display for Shape {

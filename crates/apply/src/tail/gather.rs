@@ -19,6 +19,8 @@ pub(super) struct Group {
     pub markers: Vec<(Arc<str>, Lsn, Marker)>,
     /// The last transaction goes on in the next group: no commit yet.
     pub partial: bool,
+    /// It ends where the tail is to stand still.
+    pub stands: bool,
     /// Steps that still take changes of their table.
     open: HashMap<TableName, usize>,
     ops: usize,
@@ -106,7 +108,12 @@ impl Group {
     }
 
     fn full(&self, budget: usize) -> bool {
-        self.ops >= OPS || self.bytes >= budget || self.has_gate()
+        self.ops >= OPS || self.bytes >= budget || self.pauses()
+    }
+
+    /// Nothing is gathered behind it before it is written, and what it waits for is there.
+    pub fn pauses(&self) -> bool {
+        self.stands || self.has_gate() || self.markers.iter().any(|(_, _, marker)| marker.kind == MarkerKind::Hold)
     }
 
     /// Markers of tables whose copies have to be in before the tail goes on, and their sources.
@@ -115,8 +122,7 @@ impl Group {
         copies.map(|(source, _, marker)| (source, marker))
     }
 
-    /// Whether there is one.
-    pub fn has_gate(&self) -> bool {
+    fn has_gate(&self) -> bool {
         self.gates().next().is_some()
     }
 }
@@ -144,8 +150,19 @@ struct Gather {
     group: Group,
     budget: usize,
     cut_off: CutOff,
+    /// Where a group is to end: there the tail stands still.
+    stand: Option<(Arc<str>, Lsn)>,
     /// Parts that have come in and are not folded: those of one message at most.
     queue: VecDeque<Queued>,
+}
+
+/// What the writing tells the gathering.
+#[derive(Default)]
+pub(super) struct Passed {
+    /// How many groups with a pause behind them are written, and the pause over.
+    pub pauses: u64,
+    /// The source and the commit behind which the next one is to be.
+    pub stand: Option<(Arc<str>, Lsn)>,
 }
 
 struct Queued {
@@ -161,7 +178,7 @@ pub(super) async fn run(
     checkpoints: BTreeMap<String, Checkpoint>,
     mut incoming: Inbox,
     groups: mpsc::Sender<Group>,
-    mut gate: watch::Receiver<u64>,
+    mut passed: watch::Receiver<Passed>,
 ) -> Result<(), ApplyError> {
     let session = Arc::new(pg::connect(&job.endpoint, "apply catalog").await?);
     let targets = checkpoints.keys().map(|source| {
@@ -174,9 +191,10 @@ pub(super) async fn run(
         group: Group::default(),
         budget: (job.plan.limits.memory / SHARE) as usize,
         cut_off: job.cut_off.clone(),
+        stand: None,
         queue: VecDeque::new(),
     };
-    let mut gates = 0;
+    let mut pauses = 0;
     loop {
         let due = gather.group.partial || gather.group.full(gather.budget);
         if !due && let Some(queued) = gather.queue.pop_front() {
@@ -189,12 +207,14 @@ pub(super) async fn run(
                 let Ok(permit) = permit else { return Ok(()) };
                 let group = std::mem::take(&mut gather.group);
                 let gated: Vec<_> = group.gates().map(|(source, marker)| (Arc::clone(source), marker.id.clone())).collect();
+                let pauses_here = group.pauses();
                 permit.send(group);
-                if !gated.is_empty() {
+                if pauses_here {
                     // What a table's changes mean depends on the copy that is being waited for.
-                    gates += 1;
-                    if gate.wait_for(|passed| *passed >= gates).await.is_err() {
-                        return Ok(());
+                    pauses += 1;
+                    match passed.wait_for(|passed| passed.pauses >= pauses).await {
+                        Ok(passed) => gather.stand.clone_from(&passed.stand),
+                        Err(_) => return Ok(()),
                     }
                     for (source, marker) in &gated {
                         if let Some(targets) = gather.targets.get_mut(source) {
@@ -301,6 +321,9 @@ impl Gather {
                 let Advance { transactions, rows, .. } = *advance;
                 *advance = Advance { lsn, seq, commit_time: part.commit_time, transactions: transactions + 1, rows };
                 self.group.partial = false;
+                if self.stand.take_if(|(at, through)| at == source && lsn >= *through).is_some() {
+                    self.group.stands = true;
+                }
             }
             None => self.group.partial = true,
         }

@@ -1,8 +1,9 @@
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use futures::{SinkExt, pin_mut};
 use log::LogError;
-use model::{Cell, Code, MarkerKind, Old, Problem, Tuple};
+use model::{Cell, Code, Lsn, MarkerKind, Old, Problem, Tuple};
 use pg::Session;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::types::ToSql;
@@ -11,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::checkpoint::{Advance, Checkpoint};
 use super::copy_text::lines;
 use super::fold::{Folded, Op, Run};
-use super::gather::{Group, Step, copied_table};
+use super::gather::{Group, Passed, Step, copied_table};
+use super::hold::Hold;
 use super::sets::{Statement, present, shifted};
 use super::target::{Identity, Target};
 use crate::lease::Lease;
@@ -40,12 +42,13 @@ pub(super) async fn run(
     lease: Lease,
     mut checkpoints: BTreeMap<String, Checkpoint>,
     mut ready: mpsc::Receiver<Group>,
-    passed: watch::Sender<u64>,
+    passed: watch::Sender<Passed>,
     stop: &CancellationToken,
 ) -> Result<(), ApplyError> {
     let mut writer = Writer { session, prepared: HashMap::new(), deferred: false };
     let mut open = false;
     let mut markers = Vec::new();
+    let mut held: Option<Hold> = None;
     loop {
         let group = tokio::select! {
             biased;
@@ -80,7 +83,7 @@ pub(super) async fn run(
             continue;
         }
         let markers = std::mem::take(&mut markers);
-        for (source, lsn, marker) in &markers {
+        for (source, lsn, marker) in markers.iter().filter(|(_, _, marker)| is_awaited(marker.kind)) {
             writer.reached(source, *lsn, &marker.id, marker.kind).await?;
             model::failpoint!("marker_noted");
         }
@@ -90,7 +93,29 @@ pub(super) async fn run(
         for (source, _, marker) in markers.iter().filter(|(_, _, marker)| marker.kind == MarkerKind::Copy) {
             gate(job, session, lease, source, &marker.id).await?;
         }
-        passed.send_modify(|count| *count += u64::from(group.has_gate()));
+        if let Some((source, _, marker)) = markers.iter().find(|(_, _, marker)| marker.kind == MarkerKind::Hold) {
+            held = Some(Hold::new(source, &marker.id));
+        }
+        if group.pauses() {
+            let mut stand = None;
+            if let Some(hold) = &held {
+                let at = checkpoints.get(&*hold.source).map_or(Lsn(0), |checkpoint| checkpoint.lsn);
+                stand = hold.stand(&job.endpoint, session, at, stop).await?.map(|lsn| (Arc::clone(&hold.source), lsn));
+            }
+            held = held.filter(|_| stand.is_some());
+            passed.send_modify(|passed| {
+                passed.pauses += 1;
+                passed.stand = stand;
+            });
+        }
+    }
+}
+
+/// Whether somebody looks for it in the target.
+fn is_awaited(kind: MarkerKind) -> bool {
+    match kind {
+        MarkerKind::Copy | MarkerKind::Joined | MarkerKind::Fence | MarkerKind::Hold => true,
+        MarkerKind::Catalog | MarkerKind::Verified => false,
     }
 }
 
@@ -396,7 +421,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn reached(&mut self, source: &str, lsn: model::Lsn, id: &str, kind: MarkerKind) -> Result<(), ApplyError> {
+    async fn reached(&mut self, source: &str, lsn: Lsn, id: &str, kind: MarkerKind) -> Result<(), ApplyError> {
         self.session
             .execute(
                 "INSERT INTO crossfade.marker (source, id, lsn) VALUES ($1::text, $2::text, '0/0'::pg_lsn + $3::int8::numeric) ON CONFLICT DO NOTHING",

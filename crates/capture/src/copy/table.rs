@@ -209,21 +209,11 @@ async fn read(shared: &Shared, session: &Session) -> Result<(), CaptureError> {
 /// Ends, with an error, when somebody has waited too long for a lock that this copy holds.
 async fn give_way(running: &Running, shared: &Shared) -> Result<(), CaptureError> {
     let session = pg::connect_read_only(&running.job.endpoint, "copy watch").await?;
-    let limit = running.job.plan.limits.lock_timeout.as_secs_f64();
+    let limit = running.job.plan.limits.lock_timeout;
     let name = shared.table.name.quoted();
     loop {
         tokio::time::sleep(LOOK).await;
-        let waits = session
-            .query(
-                "SELECT FROM pg_locks l
-                  WHERE NOT l.granted AND l.relation = to_regclass($1::text) AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                    AND clock_timestamp() - l.waitstart > make_interval(secs => $2::float8)
-                    AND EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = ANY (pg_blocking_pids(l.pid)) AND a.application_name = $3::text)
-                  LIMIT 1",
-                &[&name, &limit, &shared.application],
-            )
-            .await?;
-        if !waits.is_empty() {
+        if pg::somebody_waits(&session, &shared.application, Some(&name), limit).await? {
             return Err(CaptureError::GaveWay(shared.table.name.clone()));
         }
     }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use model::{Code, Problem, TableName};
+use model::{Code, Problem};
 use plan::Plan;
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::wiring;
 
 /// Asks for everything, or for `tables`, to be copied again into the same log and target. Whoever captures the plan does it.
 pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, output: Output) -> Result<u8, Problem> {
-    let names = names(&tables)?;
+    let names = report::tables(&tables)?;
     let session = pg::connect(&wiring::target(&plan)?, "recopy").await?;
     let target = pg::catalog::identity(&session).await.map_err(pg::PgError::from)?;
     let known = apply::knows(&session, &plan.name).await?;
@@ -38,20 +38,6 @@ pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, 
     }
     report::keep(&plan, "recopy", &document);
     Ok(0)
-}
-
-/// `schema.table`; the schema ends at the first dot, as in the plan.
-fn names(tables: &[String]) -> Result<Vec<TableName>, Problem> {
-    let name = |table: &String| match table.split_once('.') {
-        Some((schema, name)) if !schema.is_empty() && !name.is_empty() => Ok(TableName::new(schema, name)),
-        _ => Err(Problem::new(
-            Code::PlanInvalid,
-            format!("table {table:?}"),
-            "it is not of the form schema.table",
-            "name it with its schema: public.orders",
-        )),
-    };
-    tables.iter().map(name).collect()
 }
 
 fn unknown(tables: &[String]) -> Problem {

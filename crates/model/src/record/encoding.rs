@@ -408,8 +408,8 @@ impl From<Change> for wire::Change {
                 Kind::Truncate
             }
             Change::Marker(marker) => {
-                out.marker =
-                    Some(wire::Marker { nonce: marker.nonce, kind: marker.kind.as_str().to_owned(), id: marker.id });
+                let kind = marker.kind.as_str().to_owned();
+                out.marker = Some(wire::Marker { nonce: marker.nonce, kind, id: marker.id, data: marker.data });
                 Kind::Marker
             }
         };
@@ -448,6 +448,7 @@ impl TryFrom<wire::Change> for Change {
                     kind: MarkerKind::from_name(&marker.kind)
                         .ok_or(DecodeError::Field("a marker is of a kind that is not known"))?,
                     id: marker.id,
+                    data: marker.data,
                 })
             }
             Ok(Kind::Unspecified) | Err(_) => {
@@ -486,7 +487,7 @@ mod tests {
                     Change::Update { relation, old: None, new: tuple.clone() },
                     Change::Delete { relation, old: Old::Full(tuple) },
                     Change::Truncate { relations: vec![relation], cascade: true, restart_identity: false },
-                    Change::Marker(Marker { nonce: "n".into(), kind: MarkerKind::Fence, id: "i".into() }),
+                    Change::Marker(Marker { data: "{}\n".into(), ..Marker::new("n", MarkerKind::Verified, "i") }),
                 ],
             }],
             writer: "w".into(),

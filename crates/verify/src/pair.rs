@@ -1,0 +1,260 @@
+use std::collections::BTreeMap;
+
+use model::{Record, TableBegin, TableName, quote};
+use pg::Session;
+use pg::catalog::{self, TargetColumn};
+
+use crate::error::VerifyError;
+
+/// One of the two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    Source,
+    Target,
+}
+
+/// A table of the target, and what at the source its rows come from.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    /// At the target.
+    pub table: TableName,
+    /// At the source: one, or the partitions that lead into it.
+    pub sources: Vec<TableName>,
+    pub columns: Vec<Column>,
+    /// What tells rows apart, as positions in `columns`; nothing where only all columns together do.
+    pub key: Vec<usize>,
+    /// Stands before the target's name, so that inheritance children are left alone.
+    only: &'static str,
+    /// Of the heaps at the source.
+    pub bytes: i64,
+}
+
+/// A column that is compared.
+#[derive(Debug)]
+pub(crate) struct Column {
+    pub name: String,
+    /// The log does not carry it: both servers work it out.
+    pub generated: bool,
+    source: TargetColumn,
+    target: TargetColumn,
+}
+
+impl Column {
+    fn at(&self, at: At) -> &TargetColumn {
+        match at {
+            At::Source => &self.source,
+            At::Target => &self.target,
+        }
+    }
+
+    /// A value of it as SQL.
+    fn literal(&self, at: At, value: Option<&str>) -> String {
+        value.map_or("NULL".to_owned(), |value| format!("{}::{}", quote::literal(value), self.at(at).cast))
+    }
+}
+
+/// Types whose order is the same everywhere, whatever the database's collation.
+const ORDERED: [&str; 9] = ["int2", "int4", "int8", "numeric", "uuid", "date", "timestamp", "timestamptz", "bytea"];
+
+impl Pair {
+    /// The table's rows at a side, as `t`.
+    pub fn from(&self, at: At) -> String {
+        match (at, self.sources.as_slice()) {
+            (At::Target, _) => format!("{}{} AS t", self.only, self.table.quoted()),
+            (At::Source, [one]) => format!("ONLY {} AS t", one.quoted()),
+            (At::Source, many) => {
+                let columns = quote::idents(self.columns.iter().map(|column| column.name.as_str()));
+                let parts: Vec<String> =
+                    many.iter().map(|table| format!("SELECT {columns} FROM ONLY {}", table.quoted())).collect();
+                format!("({}) AS t", parts.join(" UNION ALL "))
+            }
+        }
+    }
+
+    /// The tables behind it at a side, to be locked.
+    pub fn relations(&self, at: At) -> Vec<String> {
+        match at {
+            At::Target => vec![format!("{}{}", self.only, self.table.quoted())],
+            At::Source => self.sources.iter().map(|table| format!("ONLY {}", table.quoted())).collect(),
+        }
+    }
+
+    /// The columns of `t`.
+    pub fn each_cell(&self) -> Vec<String> {
+        self.columns.iter().map(|column| format!("t.{}", quote::ident(&column.name))).collect()
+    }
+
+    /// The key's columns of `t`.
+    pub fn key_cells(&self) -> Vec<String> {
+        self.key.iter().map(|at| format!("t.{}", quote::ident(&self.columns[*at].name))).collect()
+    }
+
+    /// The condition that `t` is one of the rows with these keys, each given in the key's order.
+    pub fn among<'a>(&self, at: At, keys: impl IntoIterator<Item = &'a [String]>) -> String {
+        let columns: Vec<&Column> = self.key.iter().map(|at| &self.columns[*at]).collect();
+        let line = |key: &[String]| {
+            let values: Vec<String> =
+                columns.iter().zip(key).map(|(column, value)| column.literal(at, Some(value))).collect();
+            format!("({})", values.join(", "))
+        };
+        let lines: Vec<String> = keys.into_iter().map(line).collect();
+        if lines.is_empty() {
+            return "false".to_owned();
+        }
+        let names: Vec<String> = (0..columns.len()).map(|number| format!("c{number}")).collect();
+        let equal: Vec<String> = columns
+            .iter()
+            .enumerate()
+            .map(|(number, column)| format!("t.{} {} v.c{number}", quote::ident(&column.name), column.at(at).equals))
+            .collect();
+        format!(
+            "EXISTS (SELECT FROM (VALUES {}) v({}) WHERE {})",
+            lines.join(", "),
+            names.join(", "),
+            equal.join(" AND ")
+        )
+    }
+
+    /// The condition that the leading key column of `t` is not below `from`, and below `to`.
+    pub fn between(&self, at: At, from: Option<&str>, to: Option<&str>) -> String {
+        let Some(column) = self.key.first().map(|at| &self.columns[*at]) else { return "true".to_owned() };
+        let name = quote::ident(&column.name);
+        let bound = |operator: &str, value: &str| format!("t.{name} {operator} {}", column.literal(at, Some(value)));
+        let bounds: Vec<String> =
+            [from.map(|value| bound(">=", value)), to.map(|value| bound("<", value))].into_iter().flatten().collect();
+        if bounds.is_empty() { "true".to_owned() } else { bounds.join(" AND ") }
+    }
+
+    /// The leading key column, if its values can be divided into ranges that mean the same on both sides.
+    pub fn divisible(&self) -> Option<String> {
+        let column = &self.columns[*self.key.first()?];
+        let ordered =
+            |side: &TargetColumn| ORDERED.iter().any(|name| side.cast == TableName::new("pg_catalog", *name).quoted());
+        let alike = self.sources.len() == 1 && ordered(&column.source) && ordered(&column.target);
+        alike.then(|| quote::ident(&column.name))
+    }
+}
+
+/// What there is to compare of a source, and of what nothing can be said, with the reason.
+pub(crate) struct Pairs {
+    pub pairs: Vec<Pair>,
+    pub inconclusive: Vec<(TableName, String)>,
+}
+
+/// Looks up the tables of a source; only those named by `only`, if any are.
+pub(crate) async fn load(
+    source: &Session,
+    target: &Session,
+    name: &str,
+    only: &[TableName],
+) -> Result<Pairs, VerifyError> {
+    let mut found = Pairs { pairs: Vec::new(), inconclusive: Vec::new() };
+    let joined: bool = target
+        .query_one(
+            "SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint WHERE source = $1::text",
+            &[&name],
+        )
+        .await?
+        .get(0);
+    let rows = target
+        .query(
+            "SELECT into_schema, into_name, begin FROM crossfade.tables WHERE source = $1::text ORDER BY into_schema, into_name, schema, name",
+            &[&name],
+        )
+        .await?;
+    let mut groups: BTreeMap<TableName, Vec<TableBegin>> = BTreeMap::new();
+    for row in &rows {
+        let into = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let group = groups.entry(into).or_default();
+        if let Some(begin) = row.get::<_, Option<&[u8]>>(2)
+            && let Record::TableBegin(begin) = Record::decode(begin.to_vec().into()).map_err(log::LogError::Damaged)?
+        {
+            group.push(begin);
+        }
+    }
+    let wanted = |table: &TableName, group: &[TableBegin]| {
+        only.is_empty()
+            || only.iter().any(|only| {
+                only == table || group.iter().any(|begin| begin.table == *only || begin.root.as_ref() == Some(only))
+            })
+    };
+    let mut there: BTreeMap<TableName, catalog::Table> =
+        catalog::tables(source).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
+    for (table, group) in groups.into_iter().filter(|(table, group)| wanted(table, group)) {
+        if !joined {
+            let why = "copy and tail are not joined yet: the tables do not agree with each other before";
+            found.inconclusive.push((table, why.to_owned()));
+            continue;
+        }
+        match pair(source, target, table.clone(), &group, &mut there).await? {
+            Ok(pair) => found.pairs.push(pair),
+            Err(why) => found.inconclusive.push((table, why)),
+        }
+    }
+    Ok(found)
+}
+
+async fn pair(
+    source: &Session,
+    target: &Session,
+    table: TableName,
+    group: &[TableBegin],
+    there: &mut BTreeMap<TableName, catalog::Table>,
+) -> Result<Result<Pair, String>, VerifyError> {
+    let Some(first) = group.first() else { return Ok(Err("its copy has not begun".to_owned())) };
+    let mut bytes = 0;
+    for begin in group {
+        let Some(now) = there.remove(&begin.table) else {
+            return Ok(Err(format!("table {} is not at the source any more", begin.table)));
+        };
+        if now.columns != begin.columns {
+            return Ok(Err(format!("the columns of table {} changed at the source since it was copied", begin.table)));
+        }
+        bytes += now.bytes;
+    }
+    let (ours, theirs) =
+        (catalog::target_columns(source, &first.table).await?, catalog::target_columns(target, &table).await?);
+    let mut columns = Vec::new();
+    for column in ours {
+        let counterpart = theirs.iter().find(|candidate| candidate.name == column.name);
+        match counterpart {
+            // Without a key only what the log carries can be added up.
+            _ if column.generated && first.key.is_empty() => {}
+            Some(counterpart) => columns.push(Column {
+                name: column.name.clone(),
+                generated: column.generated,
+                source: column,
+                target: counterpart.clone(),
+            }),
+            // What the source works out need not be there.
+            None if column.generated => {}
+            None => return Ok(Err(format!("the target has no column {}", quote::ident(&column.name)))),
+        }
+    }
+    let place = |name: &String| columns.iter().position(|column| column.name == *name);
+    let Some(key) = first.key.iter().map(place).collect::<Option<Vec<usize>>>() else {
+        return Ok(Err("its key has a column that is not compared".to_owned()));
+    };
+    for (session, side, relations) in [
+        (source, "source", group.iter().map(|begin| begin.table.quoted()).collect()),
+        (target, "target", vec![table.quoted()]),
+    ] {
+        if !readable(session, &relations).await? {
+            return Ok(Err(format!("the role lacks SELECT on it at the {side}")));
+        }
+    }
+    let row = target
+        .query_one(
+            "SELECT coalesce((SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1::text)), false)",
+            &[&table.quoted()],
+        )
+        .await?;
+    let only = if row.get(0) { "ONLY " } else { "" };
+    let sources = group.iter().map(|begin| begin.table.clone()).collect();
+    Ok(Ok(Pair { table, sources, columns, key, only, bytes }))
+}
+
+async fn readable(session: &Session, relations: &Vec<String>) -> Result<bool, VerifyError> {
+    let query = "SELECT coalesce(bool_and(has_table_privilege(to_regclass(name), 'SELECT')), false) FROM unnest($1::text[]) name";
+    Ok(session.query_one(query, &[relations]).await?.get(0))
+}

@@ -1,0 +1,263 @@
+//! From sums that differ to the rows that do: first to a few of many buckets, into which rows fall by their hash, then to the rows in these.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::delta::Delta;
+use crate::error::VerifyError;
+use crate::pair::{At, Pair};
+use crate::report::{Difference, Kind};
+use crate::side::{Row, Side};
+use crate::sums::{Hash, Sum};
+
+/// Rows that fall into a bucket, as a rule: a few are listed for one that differs.
+const IN_BUCKET: i64 = 256;
+
+/// Rows listed at a time, with key and hash.
+const LISTED: i64 = 100_000;
+
+/// Differences that are listed of a part of a table; what is beyond is not counted. Who has so many needs no longer list.
+pub(crate) const MOST: usize = 10_000;
+
+/// Keys looked up by one statement.
+pub(crate) const KEYS: usize = 500;
+
+/// What is compared: rows of a pair on both sides.
+#[derive(Clone, Copy)]
+pub(crate) struct Both<'a> {
+    pub source: &'a Side,
+    pub target: &'a Side,
+    pub pair: &'a Pair,
+    pub hash: Hash,
+    /// What lies between the two.
+    pub delta: &'a Delta,
+}
+
+impl Both<'_> {
+    fn side(&self, at: At) -> &Side {
+        match at {
+            At::Source => self.source,
+            At::Target => self.target,
+        }
+    }
+
+    /// Asks both sides at once.
+    async fn ask(&self, query: impl Fn(At) -> String) -> Result<(Vec<Row>, Vec<Row>), VerifyError> {
+        let (source, target) = (query(At::Source), query(At::Target));
+        tokio::try_join!(self.source.rows(&source), self.target.rows(&target))
+    }
+
+    /// The sums of the rows that meet a condition.
+    pub async fn sums(&self, condition: impl Fn(At) -> String) -> Result<(Sum, Sum), VerifyError> {
+        let (source, target) = (condition(At::Source), condition(At::Target));
+        tokio::try_join!(
+            Sum::of(self.source, At::Source, self.pair, self.hash, &source),
+            Sum::of(self.target, At::Target, self.pair, self.hash, &target),
+        )
+    }
+
+    /// The rows that differ among those that meet a condition; those with these keys are looked at elsewhere.
+    pub async fn differences(
+        &self,
+        condition: impl Fn(At) -> String,
+        rows: i64,
+        but: &BTreeSet<Vec<String>>,
+    ) -> Result<Vec<Difference>, VerifyError> {
+        let buckets = (rows / IN_BUCKET).clamp(1, 1 << 20).unsigned_abs().next_power_of_two();
+        let mut found = Vec::new();
+        for some in self.buckets(&condition, buckets).await? {
+            found.extend(self.listed(&condition, buckets, &some, but).await?);
+            if found.len() >= MOST {
+                found.truncate(MOST);
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The buckets that differ, in lots that can be listed at a time.
+    async fn buckets(&self, condition: &impl Fn(At) -> String, buckets: u64) -> Result<Vec<Vec<String>>, VerifyError> {
+        let query = |at| {
+            let hashes = self.hash.rows(self.pair, at, &self.pair.key_cells(), &condition(at));
+            format!("SELECT a & {}, count(*), sum(a), sum(b) FROM ({hashes}) h GROUP BY 1", buckets - 1)
+        };
+        let (source, target) = self.ask(query).await?;
+        let by_bucket = |rows: Vec<Row>| -> BTreeMap<String, Sum> {
+            rows.iter().filter_map(|row| Some((row.first()?.clone()?, Sum::parse(&row[1..])?))).collect()
+        };
+        let (source, target) = (by_bucket(source), by_bucket(target));
+        let mut lots: Vec<Vec<String>> = Vec::new();
+        let mut room = 0;
+        for bucket in source.keys().chain(target.keys()).collect::<BTreeSet<_>>() {
+            let (ours, theirs) = (source.get(bucket), target.get(bucket));
+            if ours == theirs {
+                continue;
+            }
+            let rows = ours.map_or(0, |sum| sum.rows) + theirs.map_or(0, |sum| sum.rows);
+            match lots.last_mut() {
+                Some(lot) if room >= rows => lot.push(bucket.clone()),
+                _ => {
+                    lots.push(vec![bucket.clone()]);
+                    room = LISTED;
+                }
+            }
+            room -= rows;
+        }
+        Ok(lots)
+    }
+
+    async fn listed(
+        &self,
+        condition: &impl Fn(At) -> String,
+        buckets: u64,
+        some: &[String],
+        but: &BTreeSet<Vec<String>>,
+    ) -> Result<Vec<Difference>, VerifyError> {
+        let within = |at| {
+            let hashes = self.hash.rows(self.pair, at, &self.pair.key_cells(), &condition(at));
+            format!("SELECT * FROM ({hashes}) h WHERE a & {} = ANY ('{{{}}}'::int8[])", buckets - 1, some.join(","))
+        };
+        let (source, target) = self.ask(within).await?;
+        if self.pair.key.is_empty() {
+            let (mut source, target) = (counted(source), counted(target));
+            self.bring_forward(&mut source, buckets, some).await?;
+            return self.multisets(condition, &source, &target).await;
+        }
+        let keyed = |rows: Vec<Row>| -> HashMap<Vec<String>, [Option<String>; 2]> {
+            let entry = |row: Row| {
+                let mut cells = row.into_iter();
+                let hashes = [cells.next().flatten(), cells.next().flatten()];
+                // Key columns are NOT NULL.
+                (cells.map(Option::unwrap_or_default).collect::<Vec<_>>(), hashes)
+            };
+            rows.into_iter().map(entry).collect()
+        };
+        let (source, target) = (keyed(source), keyed(target));
+        let differ = source.keys().chain(target.keys()).filter(|key| source.get(*key) != target.get(*key));
+        let keys: BTreeSet<Vec<String>> = differ.filter(|key| !but.contains(*key)).take(MOST).cloned().collect();
+        let keys: Vec<Vec<String>> = keys.into_iter().collect();
+        let mut found = Vec::new();
+        for keys in keys.chunks(KEYS) {
+            let (source, target) = tokio::try_join!(self.keyed(At::Source, keys), self.keyed(At::Target, keys))?;
+            let keys: BTreeSet<&Vec<String>> = keys.iter().collect();
+            // The values' equality may take others for these keys.
+            let only = |rows: BTreeMap<Vec<String>, Row>| -> BTreeMap<Vec<String>, Row> {
+                rows.into_iter().filter(|(key, _)| keys.contains(key)).collect()
+            };
+            found.extend(compare(self.pair, &only(source), &only(target)));
+        }
+        Ok(found)
+    }
+
+    /// The rows with these keys, by key.
+    pub async fn keyed(&self, at: At, keys: &[Vec<String>]) -> Result<BTreeMap<Vec<String>, Row>, VerifyError> {
+        let mut found = BTreeMap::new();
+        for some in keys.chunks(KEYS) {
+            let among = self.pair.among(at, some.iter().map(Vec::as_slice));
+            let query =
+                format!("SELECT {} FROM {} WHERE {among}", self.pair.each_cell().join(", "), self.pair.from(at));
+            for row in self.side(at).rows(&query).await? {
+                let key = self.pair.key.iter().map(|at| row[*at].clone().unwrap_or_default()).collect();
+                found.insert(key, row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Adds what lies between to the rows that the source's snapshot sees, where it falls into these buckets.
+    async fn bring_forward(&self, source: &mut Counted, buckets: u64, some: &[String]) -> Result<(), VerifyError> {
+        for (rows, sign) in [(&self.delta.plus, 1), (&self.delta.minus, -1)] {
+            for hashes in self.hash.each(self.source, rows).await? {
+                let bucket = hashes[0].parse::<i64>().unwrap_or_default() as u64 & (buckets - 1);
+                if some.contains(&bucket.to_string()) {
+                    *source.entry(hashes).or_default() += sign;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that are there more often on one side than on the other.
+    async fn multisets(
+        &self,
+        condition: &impl Fn(At) -> String,
+        source: &Counted,
+        target: &Counted,
+    ) -> Result<Vec<Difference>, VerifyError> {
+        let mut found = Vec::new();
+        for (at, more, fewer, kind) in
+            [(At::Source, source, target, Kind::Missing), (At::Target, target, source, Kind::Extra)]
+        {
+            let surplus = |(hashes, count): (&[String; 2], &i64)| {
+                let surplus = count - fewer.get(hashes).copied().unwrap_or_default();
+                (surplus > 0).then(|| (hashes.clone(), surplus))
+            };
+            let surplus: Vec<([String; 2], i64)> = more.iter().filter_map(surplus).take(MOST).collect();
+            for some in surplus.chunks(KEYS) {
+                found.extend(self.shown(at, condition, some, kind).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The rows with these hashes, as often as is said.
+    async fn shown(
+        &self,
+        at: At,
+        condition: &impl Fn(At) -> String,
+        surplus: &[([String; 2], i64)],
+        kind: Kind,
+    ) -> Result<Vec<Difference>, VerifyError> {
+        let hashes: Vec<String> = surplus.iter().map(|([a, b], _)| format!("({a}, {b})")).collect();
+        let rows = self.hash.rows(self.pair, at, &self.pair.each_cell(), &condition(at));
+        let query = format!("SELECT DISTINCT ON (a, b) * FROM ({rows}) h WHERE (a, b) IN ({})", hashes.join(", "));
+        let mut seen: HashMap<[String; 2], Row> = HashMap::new();
+        for mut row in self.side(at).rows(&query).await? {
+            let cells = row.split_off(2);
+            let mut hashes = row.into_iter().flatten();
+            if let (Some(a), Some(b)) = (hashes.next(), hashes.next()) {
+                seen.insert([a, b], cells);
+            }
+        }
+        let mut found = Vec::new();
+        for (hashes, count) in surplus {
+            // One that lies between is not to be seen at the source.
+            let row = seen.get(hashes).cloned().unwrap_or_else(|| vec![None; self.pair.columns.len()]);
+            for _ in 0..*count {
+                found.push(Difference::whole(self.pair, kind, &row));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// How often rows with these two hashes are there.
+type Counted = HashMap<[String; 2], i64>;
+
+fn counted(rows: Vec<Row>) -> Counted {
+    let mut counted = HashMap::new();
+    for row in rows {
+        let mut cells = row.into_iter().flatten();
+        if let (Some(a), Some(b)) = (cells.next(), cells.next()) {
+            *counted.entry([a, b]).or_default() += 1;
+        }
+    }
+    counted
+}
+
+/// The rows of both sides, by key, that are not the same.
+pub(crate) fn compare(
+    pair: &Pair,
+    source: &BTreeMap<Vec<String>, Row>,
+    target: &BTreeMap<Vec<String>, Row>,
+) -> Vec<Difference> {
+    let mut found = Vec::new();
+    for key in source.keys().chain(target.keys()).collect::<BTreeSet<_>>() {
+        match (source.get(key), target.get(key)) {
+            (Some(row), None) => found.push(Difference::whole(pair, Kind::Missing, row)),
+            (None, Some(row)) => found.push(Difference::whole(pair, Kind::Extra, row)),
+            (Some(ours), Some(theirs)) => found.extend(Difference::between(pair, ours, theirs)),
+            (None, None) => {}
+        }
+    }
+    found
+}

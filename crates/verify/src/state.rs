@@ -1,0 +1,316 @@
+//! What a comparison has done so far, and the verdicts, in the target's schema `crossfade`: it goes on from anywhere, and a cutover reads it.
+
+use std::sync::Arc;
+
+use model::{Lsn, Seq, TableName};
+use pg::Session;
+
+use crate::error::VerifyError;
+use crate::pair::Pair;
+use crate::parts::Part;
+use crate::report::{Difference, Kind, TableReport};
+use crate::sums::Sum;
+
+const DDL: &str = "
+-- Comparisons of both sides.
+CREATE TABLE IF NOT EXISTS crossfade.verify (
+    id text PRIMARY KEY,
+    started_at timestamptz NOT NULL DEFAULT now(), ended_at timestamptz,
+    tables text[] NOT NULL,                     -- those that were named; none for all
+    recheck bool NOT NULL,                      -- only of rows that were touched since the last one
+    sample float8);                             -- per cent of the parts of large tables; null for all
+
+-- Their parts, each with what was found.
+CREATE TABLE IF NOT EXISTS crossfade.verify_part (
+    verify text REFERENCES crossfade.verify ON DELETE CASCADE,
+    source text, schema text, name text, part int,
+    low text, high text,                        -- range of the leading key column
+    done_at timestamptz,
+    lsn pg_lsn, seq bigint,                     -- the commit, and the tail's message
+    rows bigint,                                -- the source's
+    target_rows bigint, sum text,               -- the target's, at that commit
+    missing bigint, extra bigint, different bigint, more bool, rechecked bigint, held_ms bigint,
+    found text,                                 -- some of the rows that differ, as JSON
+    PRIMARY KEY (verify, source, schema, name, part));
+
+-- The last word on each table.
+CREATE TABLE IF NOT EXISTS crossfade.verdict (
+    source text, schema text, name text,
+    verify text NOT NULL, verdict text NOT NULL, why text, sample float8,
+    lsn pg_lsn NOT NULL, seq bigint NOT NULL,   -- what was committed since then was not compared
+    rows bigint NOT NULL, missing bigint NOT NULL, extra bigint NOT NULL, different bigint NOT NULL, rechecked bigint NOT NULL,
+    copies text NOT NULL,                       -- the epochs of the copies that were compared
+    at timestamptz NOT NULL DEFAULT clock_timestamp(), seconds float8 NOT NULL,
+    PRIMARY KEY (source, schema, name));
+";
+
+/// Any number, the same in every version: taken while the tables are created.
+const CREATE_LOCK: i64 = 0x63_66_76_66;
+
+/// Comparisons that are kept, the last ones.
+const KEPT: i64 = 20;
+
+/// Makes room for them.
+pub(crate) async fn open(session: &Session) -> Result<(), VerifyError> {
+    session
+        .batch_execute(&format!(
+            "BEGIN; SELECT pg_advisory_xact_lock({CREATE_LOCK}); SET LOCAL client_min_messages = warning; {DDL} COMMIT"
+        ))
+        .await?;
+    Ok(())
+}
+
+/// Begins a comparison.
+pub(crate) async fn begin(
+    session: &Session,
+    tables: &[TableName],
+    sample: Option<f64>,
+    recheck: bool,
+) -> Result<String, VerifyError> {
+    let id = uuid::Uuid::new_v4().to_string();
+    let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    session
+        .execute(
+            "INSERT INTO crossfade.verify (id, tables, sample, recheck) VALUES ($1::text, $2::text[], $3, $4)",
+            &[&id, &names, &sample, &recheck],
+        )
+        .await?;
+    session
+        .execute(
+            "DELETE FROM crossfade.verify WHERE id NOT IN (SELECT id FROM crossfade.verify ORDER BY started_at DESC LIMIT $1)",
+            &[&KEPT],
+        )
+        .await?;
+    Ok(id)
+}
+
+/// A comparison that was cut off.
+pub(crate) struct Unfinished {
+    pub id: String,
+    pub tables: Vec<String>,
+    pub sample: Option<f64>,
+}
+
+/// The last one, if it was cut off.
+pub(crate) async fn unfinished(session: &Session) -> Result<Option<Unfinished>, VerifyError> {
+    let query = "SELECT id, tables, sample FROM (SELECT * FROM crossfade.verify ORDER BY started_at DESC LIMIT 1) v WHERE ended_at IS NULL AND NOT recheck";
+    let row = session.query_opt(query, &[]).await?;
+    Ok(row.map(|row| Unfinished { id: row.get(0), tables: row.get(1), sample: row.get(2) }))
+}
+
+/// Notes the parts that a table is compared in.
+pub(crate) async fn add(session: &Session, id: &str, source: &str, parts: &[Part]) -> Result<(), VerifyError> {
+    for part in parts {
+        let table = &part.pair.table;
+        session
+            .execute(
+                "INSERT INTO crossfade.verify_part (verify, source, schema, name, part, low, high)
+                 VALUES ($1::text, $2::text, $3::text, $4::text, $5, $6::text, $7::text)",
+                &[&id, &source, &table.schema, &table.name, &part.number, &part.from, &part.to],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// The parts of a table, if they were noted, and whether each is done.
+pub(crate) async fn parts(
+    session: &Session,
+    id: &str,
+    source: &str,
+    pair: &Arc<Pair>,
+) -> Result<Vec<(Part, bool)>, VerifyError> {
+    let rows = session
+        .query(
+            "SELECT part, low, high, done_at IS NOT NULL FROM crossfade.verify_part
+              WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text ORDER BY part",
+            &[&id, &source, &pair.table.schema, &pair.table.name],
+        )
+        .await?;
+    let part = |row: &tokio_postgres::Row| {
+        let part =
+            Part { pair: Arc::clone(pair), number: row.get(0), from: row.get(1), to: row.get(2), touched: false };
+        (part, row.get(3))
+    };
+    Ok(rows.iter().map(part).collect())
+}
+
+/// What was found in a part.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub lsn: Lsn,
+    pub seq: Seq,
+    pub rows: i64,
+    /// The target's, of a whole part.
+    pub sum: Option<Sum>,
+    pub found: Vec<Difference>,
+    pub more: bool,
+    pub rechecked: u64,
+    pub held_ms: u64,
+}
+
+/// Differences that the state keeps of a part.
+const SAMPLES: usize = 20;
+
+/// Notes that a part is done.
+pub(crate) async fn done(
+    session: &Session,
+    id: &str,
+    source: &str,
+    part: &Part,
+    done: &Done,
+) -> Result<(), VerifyError> {
+    let count = |kind: Kind| done.found.iter().filter(|found| found.kind == kind).count() as i64;
+    let samples: Vec<&Difference> = done.found.iter().take(SAMPLES).collect();
+    let samples = serde_json::to_string(&samples).map_err(|error| VerifyError::Again(error.to_string()))?;
+    let table = &part.pair.table;
+    session
+        .execute(
+            "UPDATE crossfade.verify_part SET done_at = clock_timestamp(), lsn = '0/0'::pg_lsn + $6::int8::numeric, seq = $7, rows = $8, sum = $9::text,
+                    missing = $10, extra = $11, different = $12, more = $13, rechecked = $14, held_ms = $15, found = $16::text, target_rows = $17
+              WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text AND part = $5",
+            &[
+                &id,
+                &source,
+                &table.schema,
+                &table.name,
+                &part.number,
+                &(done.lsn.0 as i64),
+                &(done.seq.0 as i64),
+                &done.rows,
+                &done.sum.map(Sum::hex),
+                &count(Kind::Missing),
+                &count(Kind::Extra),
+                &count(Kind::Different),
+                &done.more,
+                &(done.rechecked as i64),
+                &(done.held_ms as i64),
+                &samples,
+                &done.sum.map(|sum| sum.rows),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// What was found of a table in all of its parts that are done.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub open: i64,
+    pub lsn: String,
+    pub seq: i64,
+    pub rows: i64,
+    pub missing: i64,
+    pub extra: i64,
+    pub different: i64,
+    pub more: bool,
+    pub rechecked: i64,
+    pub held_ms: i64,
+    pub samples: Vec<Difference>,
+}
+
+/// Sums up a table.
+pub(crate) async fn found(session: &Session, id: &str, source: &str, table: &TableName) -> Result<Found, VerifyError> {
+    let row = session
+        .query_one(
+            "SELECT count(*) FILTER (WHERE done_at IS NULL), coalesce(min(lsn), '0/0')::text, coalesce(min(seq), 0),
+                    coalesce(sum(rows), 0)::int8, coalesce(sum(missing), 0)::int8, coalesce(sum(extra), 0)::int8, coalesce(sum(different), 0)::int8,
+                    coalesce(bool_or(more), false), coalesce(sum(rechecked), 0)::int8, coalesce(max(held_ms), 0),
+                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE found <> '[]'), '{}')
+               FROM crossfade.verify_part WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text",
+            &[&id, &source, &table.schema, &table.name],
+        )
+        .await?;
+    let lists: Vec<String> = row.get(10);
+    let samples = lists.iter().flat_map(|list| serde_json::from_str::<Vec<Difference>>(list).unwrap_or_default());
+    Ok(Found {
+        open: row.get(0),
+        lsn: row.get(1),
+        seq: row.get(2),
+        rows: row.get(3),
+        missing: row.get(4),
+        extra: row.get(5),
+        different: row.get(6),
+        more: row.get(7),
+        rechecked: row.get(8),
+        held_ms: row.get(9),
+        samples: samples.take(SAMPLES).collect(),
+    })
+}
+
+/// The last word on a table; `seq` is the tail's message from which on nothing was compared.
+pub(crate) async fn judge(
+    session: &Session,
+    id: &str,
+    sample: Option<f64>,
+    table: &TableName,
+    seq: i64,
+    report: &TableReport,
+) -> Result<(), VerifyError> {
+    let count = |number: u64| number as i64;
+    session
+        .execute(
+            &format!("INSERT INTO crossfade.verdict (source, schema, name, verify, verdict, why, sample, lsn, seq, rows, missing, extra, different, rechecked, copies, seconds)
+             SELECT $1::text, $2::text, $3::text, v.id, $5::text, $6::text, $7, $8::text::pg_lsn, $9, $10, $11, $12, $13, $14, {COPIES},
+                    extract(epoch FROM clock_timestamp() - v.started_at)::float8 FROM crossfade.verify v WHERE v.id = $4::text
+             ON CONFLICT (source, schema, name) DO UPDATE SET verify = excluded.verify, verdict = excluded.verdict, why = excluded.why, sample = excluded.sample,
+               lsn = excluded.lsn, seq = excluded.seq, rows = excluded.rows, missing = excluded.missing, extra = excluded.extra,
+               different = excluded.different, rechecked = excluded.rechecked, copies = excluded.copies, at = excluded.at, seconds = excluded.seconds"),
+            &[
+                &report.source,
+                &table.schema,
+                &table.name,
+                &id,
+                &report.verdict.as_str(),
+                &report.why,
+                &sample,
+                &report.lsn,
+                &seq,
+                &report.rows,
+                &count(report.missing),
+                &count(report.extra),
+                &count(report.different),
+                &count(report.rechecked),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// The epochs of the copies that lead into a table of the target, `$1` to `$3`: another copy is something else to compare.
+const COPIES: &str =
+    "(SELECT coalesce(string_agg(format('%s.%s %s', t.schema, t.name, t.epoch), ', ' ORDER BY t.schema, t.name), '')
+     FROM crossfade.tables t WHERE t.source = $1::text AND t.into_schema = $2::text AND t.into_name = $3::text)";
+
+/// The commit and the message up to which a table was last compared, and equal as a whole.
+pub(crate) async fn last_equal(
+    session: &Session,
+    source: &str,
+    table: &TableName,
+) -> Result<Option<(Lsn, Seq)>, VerifyError> {
+    let query = format!(
+        "SELECT (lsn - '0/0')::int8, seq FROM crossfade.verdict WHERE source = $1::text AND schema = $2::text AND name = $3::text
+            AND verdict = 'equal' AND sample IS NULL AND copies = {COPIES}"
+    );
+    let row = session.query_opt(&query, &[&source, &table.schema, &table.name]).await?;
+    Ok(row.map(|row| (Lsn(row.get::<_, i64>(0) as u64), Seq(row.get::<_, i64>(1) as u64))))
+}
+
+/// What the target held, part by part, as JSON objects for the log.
+pub(crate) async fn held(session: &Session, id: &str, source: &str, hash: &str) -> Result<Vec<String>, VerifyError> {
+    let rows = session
+        .query(
+            "SELECT json_build_object('table', schema || '.' || name, 'low', low, 'high', high, 'lsn', lsn, 'rows', target_rows, 'sum', sum, 'hash', $3::text,
+                                      'equal', missing + extra + different = 0)::text
+               FROM crossfade.verify_part WHERE verify = $1::text AND source = $2::text AND sum IS NOT NULL ORDER BY schema, name, part",
+            &[&id, &source, &hash],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// A comparison is over.
+pub(crate) async fn end(session: &Session, id: &str) -> Result<(), VerifyError> {
+    session.execute("UPDATE crossfade.verify SET ended_at = clock_timestamp() WHERE id = $1::text", &[&id]).await?;
+    Ok(())
+}
