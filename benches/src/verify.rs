@@ -11,7 +11,7 @@ use crate::rivals::Ours;
 use crate::{SCALE_OF_VERIFY, say};
 
 /// The plan's default.
-const CONNECTIONS: i64 = 2;
+const CONNECTIONS: i64 = 1;
 
 /// For how long the load runs, with and without a verify beside it.
 const SECONDS: u32 = 20;

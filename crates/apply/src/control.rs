@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::lease::Lease;
-use crate::{ApplyError, CHANNEL, Job, recopy, schema, tables};
+use crate::{ApplyError, CHANNEL, Job, recopy, schema, tables, tail};
 
 /// Records taken in by one transaction at most: chunks come by the hundred.
 const AT_ONCE: usize = 256;
@@ -246,6 +246,7 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
             }
             return Ok(Some(format!("tables of source {source:?} are copied again")));
         }
+        Record::Mend(mend) => tail::announce_mend(session, source, mend).await?,
         Record::TailBegin(begin) => {
             recopy::tail_begins(session, source, &begin).await?;
             return Ok(Some(format!("the tail of source {source:?} starts anew, and everything is copied again")));

@@ -91,6 +91,13 @@ CREATE TABLE crossfade.hold (
     seconds float8 NOT NULL,                    -- for how long at most
     through pg_lsn,                             -- it is to go on up to here, and stand again
     PRIMARY KEY (source, id));
+
+-- What some rows are at one commit: put right when the tail stands there.
+CREATE TABLE crossfade.mend (
+    source text, id text,
+    lsn pg_lsn NOT NULL, record bytea NOT NULL, -- the log's
+    done_at timestamptz, outcome text,          -- null: they are what they should be
+    PRIMARY KEY (source, id));
 ";
 
 /// Any number, the same in every version: taken while the schema is created.

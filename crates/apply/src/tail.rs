@@ -2,13 +2,14 @@
 //!
 //! [`read`] follows the log and puts whole transactions together; [`gather`] folds them ([`fold`]) into steps per table ([`target`] knows the
 //! tables), while [`write`] writes the group before: set-wise ([`sets`]), or row by row where that meets a constraint, with the
-//! checkpoint in the same transaction. [`hold`] makes it stand still for who compares both sides.
+//! checkpoint in the same transaction. [`hold`] makes it stand still for who compares both sides, [`mend`] puts rows right.
 
 mod checkpoint;
 mod copy_text;
 mod fold;
 mod gather;
 mod hold;
+mod mend;
 mod read;
 mod sets;
 mod target;
@@ -17,6 +18,7 @@ mod write;
 
 use std::sync::Arc;
 
+pub(crate) use mend::announce as announce_mend;
 pub use read::CutOff;
 
 use pg::Session;
@@ -56,7 +58,8 @@ pub(crate) async fn run(
         tasks.spawn(read::follow(Arc::clone(job), source.clone(), checkpoint.clone(), batches, gather::large(job)));
         incoming.add(source, receiver);
     }
-    let (passed, gate) = tokio::sync::watch::channel(gather::Passed::default());
+    let stands = mend::next(session).await?;
+    let (passed, gate) = tokio::sync::watch::channel(gather::Passed { pauses: 0, stands });
     tasks.spawn(gather::run(Arc::clone(job), checkpoints.clone(), incoming, groups, gate));
     tokio::select! {
         biased;

@@ -77,6 +77,9 @@ enum Command {
         /// The source is another database cluster than before, and the data is to come from it from now on.
         #[arg(long, conflicts_with = "tables")]
         new_source: bool,
+        /// Only these rows: a file of rows that `crossfade verify` found to differ, a JSON object a line.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["tables", "new_source"])]
+        rows: Option<PathBuf>,
     },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
@@ -166,7 +169,10 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
                 let options = verify::Options { tables: report::tables(&tables)?, sample, resume, recheck, mask };
                 commands::verify::run(plan()?, options, output).await
             }
-            Command::Recopy { tables, new_source } => commands::recopy::run(plan()?, tables, new_source, output).await,
+            Command::Recopy { rows: Some(file), .. } => commands::recopy::rows(plan()?, &file, output).await,
+            Command::Recopy { tables, new_source, rows: None } => {
+                commands::recopy::run(plan()?, tables, new_source, output).await
+            }
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run | Command::Capture | Command::Apply => Ok(0),
         }

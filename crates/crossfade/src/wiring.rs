@@ -28,8 +28,7 @@ pub(crate) fn not_writable(dir: &Path, why: &str) -> Problem {
     )
 }
 
-/// Where the embedded log is.
-pub(crate) fn embedded_folder(plan: &Plan) -> PathBuf {
+fn embedded_folder(plan: &Plan) -> PathBuf {
     plan.state_dir.join("log")
 }
 
@@ -138,6 +137,19 @@ pub(crate) fn applier(plan: &Arc<Plan>, log: &Arc<dyn Log>) -> Result<apply::Job
         log: Arc::clone(log),
         worker: worker(),
         cut_off: apply::CutOff::default(),
+    })
+}
+
+/// What compares both sides.
+pub(crate) async fn comparison(plan: &Arc<Plan>) -> Result<verify::Job, Problem> {
+    Ok(verify::Job {
+        sources: plan.sources.iter().map(source).collect::<Result<_, _>>()?,
+        target: target(plan)?,
+        log: match plan.log {
+            plan::Log::Embedded => verify::LogAccess::Embedded(embedded_folder(plan)),
+            plan::Log::Nats { .. } => verify::LogAccess::Live(open_log(plan).await?),
+        },
+        plan: Arc::clone(plan),
     })
 }
 

@@ -28,8 +28,8 @@ pub use lsn::{Lsn, ParseLsnError};
 pub use name::TableName;
 pub use problem::{Code, Finding, Problem, Severity};
 pub use record::{
-    Batch, Chunk, ChunkLogged, CopyColumn, CopyEnd, DecodeError, Header, Heartbeat, Identity, Joined, Recopy, Record,
-    Schema, SchemaItem, TableBegin, TableEnd, TailBegin, Writer,
+    Batch, Chunk, ChunkLogged, CopyColumn, CopyEnd, DecodeError, Header, Heartbeat, Identity, Joined, Mend, Recopy,
+    Record, Schema, SchemaItem, TableBegin, TableEnd, TailBegin, Writer,
 };
 pub use relation::{Column, Oid, Relation, ReplicaIdentity};
 pub use seq::Seq;

@@ -4,7 +4,7 @@ mod encoding;
 
 use bytes::Bytes;
 
-use crate::{Lsn, Part, Relation, Seq, Snapshot, TableName, TupleError};
+use crate::{Lsn, Part, Relation, Seq, Snapshot, TableName, Tuple, TupleError, Xid};
 
 /// One message of a log stream. `proto/crossfade/v1/log.proto` says what each is for.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,7 @@ pub enum Record {
     CopyEnd(CopyEnd),
     Recopy(Recopy),
     TailBegin(TailBegin),
+    Mend(Mend),
     Writer(Writer),
     Batch(Batch),
     Heartbeat(Heartbeat),
@@ -212,6 +213,23 @@ pub struct TailBegin {
     pub sequence: Seq,
 }
 
+/// What some rows are at one commit, whatever the target holds there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mend {
+    /// Unique.
+    pub id: String,
+    /// End of the commit.
+    pub lsn: Lsn,
+    /// Of a transaction that ended just before: a copy that sees it is younger.
+    pub xid: Xid,
+    /// Their table, as the tail describes it.
+    pub relation: Relation,
+    /// Their keys; other columns are null.
+    pub keys: Vec<Tuple>,
+    /// Those of them that are there.
+    pub rows: Vec<Tuple>,
+}
+
 /// A capture process begins to write the tail, or to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writer {
@@ -280,6 +298,7 @@ impl Record {
             | Record::Chunk(_)
             | Record::Recopy(_)
             | Record::TailBegin(_)
+            | Record::Mend(_)
             | Record::Writer(_)
             | Record::Batch(_)
             | Record::Heartbeat(_)

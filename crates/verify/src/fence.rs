@@ -55,6 +55,24 @@ pub(crate) struct Fence {
 
 /// Brings both sides together; the tables of `pairs` are locked in both.
 pub(crate) async fn take(ends: &Ends<'_>, pairs: &[&Pair]) -> Result<Fence, VerifyError> {
+    Ok(take_with(ends, pairs, async |_: Held<'_>| Ok(())).await?.0)
+}
+
+/// The tail stands still.
+pub(crate) struct Held<'a> {
+    /// Sees what the source showed.
+    pub source: &'a Session,
+    pub between: &'a Between,
+    /// The transaction of the marker at which the tail stood first.
+    pub xid: Xid,
+}
+
+/// The same; `work` is done while the tail stands where both sides are together.
+pub(crate) async fn take_with<T>(
+    ends: &Ends<'_>,
+    pairs: &[&Pair],
+    work: impl AsyncFnOnce(Held<'_>) -> Result<T, VerifyError>,
+) -> Result<(Fence, T), VerifyError> {
     let relations = |at: At| -> Vec<String> { pairs.iter().flat_map(|pair| pair.relations(at)).collect() };
     let [source_end, target_end] = ends.endpoints;
     let source = Side::open(source_end, ends.purpose, ends.readers, &relations(At::Source)).await?;
@@ -78,7 +96,7 @@ pub(crate) async fn take(ends: &Ends<'_>, pairs: &[&Pair]) -> Result<Fence, Veri
     let target = Side::open(target_end, ends.purpose, ends.readers, &relations(At::Target)).await?;
 
     let hold = Hold::ask(&mut at_target, ends.hold).await?;
-    capture::emit_marker(&at_source, &Marker::new(ends.nonce, MarkerKind::Hold, &hold.id)).await?;
+    let xid = capture::emit_marker(&at_source, &Marker::new(ends.nonce, MarkerKind::Hold, &hold.id)).await?;
     let stands = at_target.reached(&hold.id).await?;
     let begun = Instant::now();
     let under_hold = async {
@@ -93,12 +111,13 @@ pub(crate) async fn take(ends: &Ends<'_>, pairs: &[&Pair]) -> Result<Fence, Veri
         let query =
             "SELECT (lsn - '0/0')::int8, seq, pg_export_snapshot() FROM crossfade.checkpoint WHERE source = $1::text";
         let there = target.leader.query_one(query, &[&ends.source]).await?;
-        Ok::<_, VerifyError>((row.get::<_, String>(1), between, there))
+        let done = work(Held { source: &source.leader, between: &between, xid }).await?;
+        Ok::<_, VerifyError>((row.get::<_, String>(1), between, there, done))
     };
     let held = tokio::time::timeout(ends.hold, under_hold).await;
     hold.release(&at_target).await?;
     let held_for = begun.elapsed();
-    let (snapshot, between, there) = held.map_err(|_| {
+    let (snapshot, between, there, done) = held.map_err(|_| {
         VerifyError::Again(format!("the tail could not be held for longer than {} ms", ends.hold.as_millis()))
     })??;
     let (lsn, seq) = (Lsn(there.get::<_, i64>(0) as u64), Seq(there.get::<_, i64>(1) as u64));
@@ -107,7 +126,7 @@ pub(crate) async fn take(ends: &Ends<'_>, pairs: &[&Pair]) -> Result<Fence, Veri
     }
     source.share(&snapshot).await?;
     target.share(there.get(2)).await?;
-    Ok(Fence { source, target, lsn, seq, between, held: held_for })
+    Ok((Fence { source, target, lsn, seq, between, held: held_for }, done))
 }
 
 fn parse(text: &str) -> Result<Snapshot, VerifyError> {

@@ -4,6 +4,8 @@
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
+//! [`mend`] puts rows right that differ.
+//!
 //! Shares no code with apply but the names of its state.
 
 mod access;
@@ -11,6 +13,7 @@ mod between;
 mod delta;
 mod error;
 mod fence;
+mod mend;
 mod pair;
 mod parts;
 mod report;
@@ -23,5 +26,6 @@ mod sums;
 mod touched;
 
 pub use access::LogAccess;
+pub use mend::{Mended, Rows, mend};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
 pub use run::{Job, Options, run};

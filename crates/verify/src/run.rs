@@ -210,7 +210,7 @@ impl Comparison<'_> {
         }
         let touched = touched.map(tokio::sync::Mutex::new);
         let hash = Hash::of(&session, self.target).await?;
-        let origin = Origin { name, endpoint, nonce: self.nonce(name).await?, hash };
+        let origin = Origin { name, endpoint, nonce: nonce(self.job, name).await?, hash };
         drop(session);
         self.rounds(&origin, open, touched.as_ref(), &mut why).await?;
         self.say(&origin).await?;
@@ -260,17 +260,6 @@ impl Comparison<'_> {
             // The log does not go back so far: everything is compared.
             Err(VerifyError::Log(log::LogError::Missing { .. })) => Ok(None),
             Err(error) => Err(error),
-        }
-    }
-
-    /// What the plan's markers carry.
-    async fn nonce(&self, source: &str) -> Result<String, VerifyError> {
-        let stream = log::StreamName::new(&*self.job.plan.name, source, StreamKind::Copy);
-        let log = self.job.log.open().await?;
-        match log::get_record(&*log, &stream, Seq(1)).await? {
-            Record::Header(header) => Ok(header.nonce),
-            _ => Err(log::LogError::Damaged(model::DecodeError::Field("the copy stream does not begin with a header"))
-                .into()),
         }
     }
 
@@ -400,6 +389,19 @@ impl Comparison<'_> {
         self.totals.held_ms.fetch_max(found.held_ms.unsigned_abs(), Ordering::Relaxed);
         state::judge(self.target, self.id, self.sample, table, found.seq, &report).await?;
         Ok(report)
+    }
+}
+
+/// What the plan's markers carry.
+pub(crate) async fn nonce(job: &Job, source: &str) -> Result<String, VerifyError> {
+    let stream = log::StreamName::new(&*job.plan.name, source, StreamKind::Copy);
+    let log = job.log.open().await?;
+    match log::get_record(&*log, &stream, Seq(1)).await? {
+        Record::Header(header) => Ok(header.nonce),
+        _ => {
+            Err(log::LogError::Damaged(model::DecodeError::Field("the copy stream does not begin with a header"))
+                .into())
+        }
     }
 }
 

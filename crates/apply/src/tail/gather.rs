@@ -150,8 +150,8 @@ struct Gather {
     group: Group,
     budget: usize,
     cut_off: CutOff,
-    /// Where a group is to end: there the tail stands still.
-    stand: Option<(Arc<str>, Lsn)>,
+    /// Behind which commits a group is to end: there the tail stands still.
+    stands: BTreeMap<Arc<str>, Lsn>,
     /// Parts that have come in and are not folded: those of one message at most.
     queue: VecDeque<Queued>,
 }
@@ -161,8 +161,8 @@ struct Gather {
 pub(super) struct Passed {
     /// How many groups with a pause behind them are written, and the pause over.
     pub pauses: u64,
-    /// The source and the commit behind which the next one is to be.
-    pub stand: Option<(Arc<str>, Lsn)>,
+    /// The commits behind which the next ones are to be.
+    pub stands: BTreeMap<Arc<str>, Lsn>,
 }
 
 struct Queued {
@@ -191,7 +191,7 @@ pub(super) async fn run(
         group: Group::default(),
         budget: (job.plan.limits.memory / SHARE) as usize,
         cut_off: job.cut_off.clone(),
-        stand: None,
+        stands: passed.borrow().stands.clone(),
         queue: VecDeque::new(),
     };
     let mut pauses = 0;
@@ -213,7 +213,7 @@ pub(super) async fn run(
                     // What a table's changes mean depends on the copy that is being waited for.
                     pauses += 1;
                     match passed.wait_for(|passed| passed.pauses >= pauses).await {
-                        Ok(passed) => gather.stand.clone_from(&passed.stand),
+                        Ok(passed) => gather.stands.clone_from(&passed.stands),
                         Err(_) => return Ok(()),
                     }
                     for (source, marker) in &gated {
@@ -321,9 +321,7 @@ impl Gather {
                 let Advance { transactions, rows, .. } = *advance;
                 *advance = Advance { lsn, seq, commit_time: part.commit_time, transactions: transactions + 1, rows };
                 self.group.partial = false;
-                if self.stand.take_if(|(at, through)| at == source && lsn >= *through).is_some() {
-                    self.group.stands = true;
-                }
+                self.group.stands |= self.stands.get(source).is_some_and(|stand| lsn >= *stand);
             }
             None => self.group.partial = true,
         }

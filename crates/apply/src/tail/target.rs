@@ -81,7 +81,7 @@ impl Targets {
     }
 }
 
-async fn find(session: &Session, source: &str, relation: &Relation) -> Result<Option<Target>, ApplyError> {
+pub(super) async fn find(session: &Session, source: &str, relation: &Relation) -> Result<Option<Target>, ApplyError> {
     let table = &relation.table;
     let row = session
         .query_opt(

@@ -14,6 +14,7 @@ use super::copy_text::lines;
 use super::fold::{Folded, Op, Run};
 use super::gather::{Group, Passed, Step, copied_table};
 use super::hold::Hold;
+use super::mend;
 use super::sets::{Statement, present, shifted};
 use super::target::{Identity, Target};
 use crate::lease::Lease;
@@ -28,7 +29,7 @@ const PREPARED: usize = 500;
 /// From so many rows on, inserts go through COPY: one more round trip, and about a third of the time per row.
 const COPIED: usize = 64;
 
-struct Writer<'a> {
+pub(super) struct Writer<'a> {
     session: &'a Session,
     prepared: HashMap<String, tokio_postgres::Statement>,
     /// The open transaction's constraints are deferred.
@@ -49,6 +50,7 @@ pub(super) async fn run(
     let mut open = false;
     let mut markers = Vec::new();
     let mut held: Option<Hold> = None;
+    mend::apply(&mut writer, session, lease).await?;
     loop {
         let group = tokio::select! {
             biased;
@@ -97,15 +99,22 @@ pub(super) async fn run(
             held = Some(Hold::new(source, &marker.id));
         }
         if group.pauses() {
-            let mut stand = None;
+            let mut through = None;
             if let Some(hold) = &held {
                 let at = checkpoints.get(&*hold.source).map_or(Lsn(0), |checkpoint| checkpoint.lsn);
-                stand = hold.stand(&job.endpoint, session, at, stop).await?.map(|lsn| (Arc::clone(&hold.source), lsn));
+                through =
+                    hold.stand(&job.endpoint, session, at, stop).await?.map(|lsn| (Arc::clone(&hold.source), lsn));
             }
-            held = held.filter(|_| stand.is_some());
+            held = held.filter(|_| through.is_some());
+            mend::apply(&mut writer, session, lease).await?;
+            let mut stands = mend::next(session).await?;
+            if let Some((source, through)) = through {
+                let stand = stands.entry(source).or_insert(through);
+                *stand = through.min(*stand);
+            }
             passed.send_modify(|passed| {
                 passed.pauses += 1;
-                passed.stand = stand;
+                passed.stands = stands;
             });
         }
     }
@@ -315,6 +324,15 @@ impl Writer<'_> {
             Ok(false) => Err(diverged(target, old, "an update that changes the key meets no such row")),
             Err(error) => Err(row_refused(target, old, error)),
         }
+    }
+
+    /// Takes away the rows with these keys, whichever are there, and puts others in their place.
+    pub async fn replace(&mut self, target: &Target, keys: &[Tuple], rows: &[Tuple]) -> Result<(), ApplyError> {
+        self.write(&target.delete(), &keys.iter().collect::<Vec<_>>()).await?;
+        if !rows.is_empty() {
+            self.write(&target.insert(), &rows.iter().collect::<Vec<_>>()).await?;
+        }
+        Ok(())
     }
 
     /// One change, as the source made it. Constraints are deferred, as they may have been there.

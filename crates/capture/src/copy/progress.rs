@@ -158,6 +158,7 @@ impl Progress {
             Record::Recopy(recopy) => self.void(recopy),
             Record::TailBegin(begin) => self.tail = Some(begin),
             Record::Header(_)
+            | Record::Mend(_)
             | Record::Chunk(_)
             | Record::Batch(_)
             | Record::Heartbeat(_)

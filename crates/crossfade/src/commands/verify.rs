@@ -3,19 +3,14 @@ use std::sync::Arc;
 use model::{Code, Problem, TableName};
 use plan::Plan;
 use serde_json::{Value, json};
-use verify::{Difference, Job, LogAccess, Options, Report, Verdict};
+use verify::{Difference, Options, Report, Verdict};
 
 use crate::report::{self, Lines, Output};
 use crate::wiring;
 
 /// Compares both sides at one instant. Exit code 1 unless everything is equal.
 pub(crate) async fn run(plan: Arc<Plan>, options: Options, output: Output) -> Result<u8, Problem> {
-    let job = Job {
-        sources: plan.sources.iter().map(wiring::source).collect::<Result<_, _>>()?,
-        target: wiring::target(&plan)?,
-        log: log_access(&plan).await?,
-        plan: Arc::clone(&plan),
-    };
+    let job = wiring::comparison(&plan).await?;
     let rows = Lines::new(&plan, "verify-rows");
     let found = |source: &str, table: &TableName, difference: &Difference| {
         rows.write(&line(source, table, difference));
@@ -32,13 +27,6 @@ pub(crate) async fn run(plan: Arc<Plan>, options: Options, output: Output) -> Re
     }
     report::keep(&plan, "verify", &document);
     Ok(u8::from(report.verdict != Verdict::Equal))
-}
-
-async fn log_access(plan: &Plan) -> Result<LogAccess, Problem> {
-    match plan.log {
-        plan::Log::Embedded => Ok(LogAccess::Embedded(wiring::embedded_folder(plan))),
-        plan::Log::Nats { .. } => Ok(LogAccess::Live(wiring::open_log(plan).await?)),
-    }
 }
 
 fn line(source: &str, table: &TableName, difference: &Difference) -> Value {

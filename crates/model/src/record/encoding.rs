@@ -4,8 +4,8 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{
-    Batch, Chunk, ChunkLogged, CopyColumn, CopyEnd, DecodeError, FORMAT, Header, Heartbeat, Identity, Joined, Recopy,
-    Record, Schema, SchemaItem, TableBegin, TableEnd, TailBegin, Writer,
+    Batch, Chunk, ChunkLogged, CopyColumn, CopyEnd, DecodeError, FORMAT, Header, Heartbeat, Identity, Joined, Mend,
+    Recopy, Record, Schema, SchemaItem, TableBegin, TableEnd, TailBegin, Writer,
 };
 use crate::wire::record::Kind;
 use crate::{
@@ -69,6 +69,14 @@ impl Record {
             Record::TailBegin(begin) => {
                 Kind::TailBegin(wire::TailBegin { recopy: begin.recopy, lsn: begin.lsn.0, sequence: begin.sequence.0 })
             }
+            Record::Mend(mend) => Kind::Mend(wire::Mend {
+                id: mend.id,
+                lsn: mend.lsn.0,
+                xid: mend.xid.0,
+                relation: Some(mend.relation.into()),
+                keys: mend.keys.iter().map(|tuple| tuple.bytes().clone()).collect(),
+                rows: mend.rows.iter().map(|tuple| tuple.bytes().clone()).collect(),
+            }),
             Record::Writer(writer) => {
                 Kind::Writer(wire::Writer { id: writer.id, name: writer.name, anew: writer.anew })
             }
@@ -148,6 +156,14 @@ impl Record {
                 recopy: begin.recopy,
                 lsn: Lsn(begin.lsn),
                 sequence: Seq(begin.sequence),
+            }),
+            Kind::Mend(mend) => Record::Mend(Mend {
+                id: mend.id,
+                lsn: Lsn(mend.lsn),
+                xid: Xid(mend.xid),
+                relation: mend.relation.ok_or(DecodeError::Field("a mend names no table"))?.try_into()?,
+                keys: mend.keys.into_iter().map(Tuple::from_bytes).collect::<Result<_, _>>()?,
+                rows: mend.rows.into_iter().map(Tuple::from_bytes).collect::<Result<_, _>>()?,
             }),
             Kind::Writer(writer) => Record::Writer(Writer { id: writer.id, name: writer.name, anew: writer.anew }),
             Kind::Batch(batch) => Record::Batch(Batch {

@@ -1,0 +1,252 @@
+//! Rows that were found to be different are put right from the source, through the log: while the tail stands still it is known what they must be at that commit, and the log is told so. Apply
+//! puts them right before it goes on; whoever applies the log later comes by the same commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::StreamKind;
+use model::{Cell, Code, Column, Mend, Oid, Problem, Record, Relation, ReplicaIdentity, TableName, Tuple};
+use pg::{Endpoint, Session};
+use tokio::time::Instant;
+
+use crate::delta::Delta;
+use crate::error::VerifyError;
+use crate::fence::{self, Ends, Held};
+use crate::pair::{self, At, Pair};
+use crate::run::nonce;
+use crate::side::{Row, rows};
+use crate::{Job, LogAccess, state};
+
+/// Rows that are put right at a time: they are read while the tail stands still.
+const AT_ONCE: usize = 500;
+
+/// Tries to bring both sides together.
+const TRIES: u32 = 10;
+
+/// Between two tries, at first; then longer.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// How long apply may take to put rows right once it goes on.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Rows of a table, as a report names them.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// The source that they come from.
+    pub source: String,
+    /// At the target.
+    pub table: TableName,
+    /// The values of their keys, by column.
+    pub keys: Vec<BTreeMap<String, String>>,
+}
+
+/// What became of rows of a table.
+#[derive(Clone, Debug)]
+pub struct Mended {
+    /// The source that they come from.
+    pub source: String,
+    /// At the target.
+    pub table: TableName,
+    /// How many.
+    pub rows: usize,
+    /// Why they are not put right, if they are not.
+    pub why: Option<String>,
+}
+
+/// Puts rows right.
+///
+/// # Errors
+/// It could not run: the plan's log is embedded, a server cannot be reached, or a table is not the plan's or has no key.
+pub async fn mend(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, Problem> {
+    Ok(all(job, wanted).await?)
+}
+
+async fn all(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, VerifyError> {
+    if let LogAccess::Embedded(_) = job.log {
+        return Err(Problem::new(
+            Code::EmbeddedLog,
+            "rows",
+            "they go through the log, and an embedded one is open in `crossfade run`, which follows the source meanwhile",
+            "copy their tables again: `crossfade recopy TABLE`; or give the plan a NATS log",
+        )
+        .into());
+    }
+    let target = pg::connect(&job.target, "mend").await?;
+    state::open(&target).await?;
+    let mut mended = Vec::new();
+    for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
+        for rows in wanted.iter().filter(|rows| rows.source == source.name) {
+            let session = pg::connect_read_only(endpoint, "mend").await?;
+            let pair = pair_of(&session, &target, rows).await?;
+            drop(session);
+            let keys = keys(&pair, rows)?;
+            for some in keys.chunks(AT_ONCE) {
+                let why = some_rows(job, endpoint, &target, &rows.source, &pair, some).await?;
+                mended.push(Mended { source: rows.source.clone(), table: rows.table.clone(), rows: some.len(), why });
+            }
+        }
+    }
+    Ok(mended)
+}
+
+async fn pair_of(source: &Session, target: &Session, rows: &Rows) -> Result<Arc<Pair>, VerifyError> {
+    let found = pair::load(source, target, &rows.source, std::slice::from_ref(&rows.table)).await?;
+    if let Some((table, why)) = found.inconclusive.into_iter().next() {
+        return Err(refused(&table, why).into());
+    }
+    match found.pairs.into_iter().find(|pair| pair.table == rows.table) {
+        Some(pair) if pair.key.is_empty() => {
+            Err(refused(&rows.table, "it has no key by which rows could be named").into())
+        }
+        Some(pair) => Ok(Arc::new(pair)),
+        None => Err(refused(&rows.table, "no copy of it has begun").into()),
+    }
+}
+
+fn refused(table: &TableName, why: impl Into<String>) -> Problem {
+    let next = format!("copy it again: `crossfade recopy {table}`; or take its lines out of the file");
+    Problem::new(Code::NoTables, format!("table {table}"), why, next)
+}
+
+/// The keys in the order of the pair's key.
+fn keys(pair: &Pair, rows: &Rows) -> Result<Vec<Vec<String>>, Problem> {
+    let names: Vec<&str> = pair.key.iter().map(|at| pair.columns[*at].name.as_str()).collect();
+    let key = |key: &BTreeMap<String, String>| -> Result<Vec<String>, Problem> {
+        let values: Option<Vec<String>> = names.iter().map(|name| key.get(*name).cloned()).collect();
+        values.filter(|_| key.len() == names.len()).ok_or_else(|| {
+            let named = key.keys().cloned().collect::<Vec<_>>().join(", ");
+            refused(&pair.table, format!("a row is named by {named}, and its key is {}", names.join(", ")))
+        })
+    };
+    let keys: BTreeSet<Vec<String>> = rows.keys.iter().map(key).collect::<Result<_, _>>()?;
+    Ok(keys.into_iter().collect())
+}
+
+/// Says why they are not put right, if they are not.
+async fn some_rows(
+    job: &Job,
+    endpoint: &Endpoint,
+    target: &Session,
+    source: &str,
+    pair: &Pair,
+    keys: &[Vec<String>],
+) -> Result<Option<String>, VerifyError> {
+    let nonce = nonce(job, source).await?;
+    let ends = Ends {
+        plan: &job.plan.name,
+        source,
+        nonce: &nonce,
+        endpoints: [endpoint, &job.target],
+        log: &job.log,
+        readers: 0,
+        hold: job.plan.verify.hold,
+        purpose: "mend",
+    };
+    let id = uuid::Uuid::new_v4().to_string();
+    let (mut tries, pairs) = (0, [pair]);
+    loop {
+        let taken = fence::take_with(&ends, &pairs, async |held: Held<'_>| {
+            let record = truth(pair, keys, &held, &id).await?;
+            let stream = log::StreamName::new(ends.plan, source, StreamKind::Copy);
+            log::append_record(&*job.log.open().await?, &stream, record).await?;
+            // It must be known to apply before that goes on.
+            while outcome(target, source, &id).await?.is_none() {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(())
+        });
+        match taken.await {
+            Ok(_) => break,
+            Err(error) if error.retry() && tries < TRIES => {
+                tries += 1;
+                tracing::info!("once more: {error}");
+                tokio::time::sleep(PAUSE * tries).await;
+            }
+            Err(error) if error.retry() => return Ok(Some(error.to_string())),
+            Err(VerifyError::Still(why)) => return Ok(Some(why)),
+            Err(error) => return Err(error),
+        }
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if let Some(Outcome { done: true, why }) = outcome(target, source, &id).await? {
+            return Ok(why);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(Some(format!("apply has not done it within {} s: is it running?", PATIENCE.as_secs())))
+}
+
+struct Outcome {
+    done: bool,
+    why: Option<String>,
+}
+
+/// What apply has made of it, once it knows of it.
+async fn outcome(target: &Session, source: &str, id: &str) -> Result<Option<Outcome>, VerifyError> {
+    let query = "SELECT done_at IS NOT NULL, outcome FROM crossfade.mend WHERE source = $1::text AND id = $2::text";
+    let row = target.query_opt(query, &[&source, &id]).await?;
+    Ok(row.map(|row| Outcome { done: row.get(0), why: row.get(1) }))
+}
+
+/// What the rows must be where the tail stands.
+async fn truth(pair: &Pair, keys: &[Vec<String>], held: &Held<'_>, id: &str) -> Result<Record, VerifyError> {
+    let delta = Delta::of(pair, &held.between.changes)?;
+    let touched = delta.keys();
+    let asked: BTreeSet<Vec<String>> = keys.iter().chain(&touched).cloned().collect();
+    let asked: Vec<&[String]> = asked.iter().map(Vec::as_slice).collect();
+    let query = format!(
+        "SELECT {} FROM {} WHERE {}",
+        pair.each_cell().join(", "),
+        pair.from(At::Source),
+        pair.among(At::Source, asked)
+    );
+    let by_key = |row: Row| -> (Vec<String>, Row) {
+        (pair.key.iter().map(|at| row[*at].clone().unwrap_or_default()).collect(), row)
+    };
+    let seen = rows(held.source, &query).await?.into_iter().map(by_key).collect();
+    let expected = delta.expected(pair, seen)?;
+    let there = keys.iter().filter_map(|key| expected.get(key));
+    let of_key = |key: &Vec<String>| {
+        let cell = |at: usize| pair.key.iter().position(|place| *place == at).map(|place| key[place].as_str());
+        tuple(pair, (0..pair.columns.len()).map(cell))
+    };
+    Ok(Record::Mend(Mend {
+        id: id.to_owned(),
+        lsn: held.between.through,
+        xid: held.xid,
+        relation: relation(pair),
+        keys: keys.iter().map(of_key).collect(),
+        rows: there.map(|row| tuple(pair, row.iter().map(Option::as_deref))).collect(),
+    }))
+}
+
+/// Generated columns are nobody's to write.
+fn tuple<'a>(pair: &Pair, cells: impl Iterator<Item = Option<&'a str>>) -> Tuple {
+    let cell = |text: Option<&'a str>| text.map_or(Cell::Null, |text| Cell::Text(text.as_bytes()));
+    let cells: Vec<Cell<'a>> =
+        pair.columns.iter().zip(cells).filter(|(column, _)| !column.generated).map(|(_, text)| cell(text)).collect();
+    Tuple::from_cells(cells.into_iter())
+}
+
+/// The table as the tail would describe it.
+fn relation(pair: &Pair) -> Relation {
+    let column = |(at, column): (usize, &pair::Column)| Column {
+        name: column.name.clone(),
+        key: pair.key.contains(&at),
+        type_oid: Oid(0),
+        modifier: -1,
+    };
+    let columns = pair.columns.iter().enumerate().filter(|(_, column)| !column.generated).map(column);
+    Relation {
+        id: Oid(0),
+        // All of them lead into the same one.
+        table: pair.sources.first().unwrap_or(&pair.table).clone(),
+        identity: ReplicaIdentity::Default,
+        columns: columns.collect(),
+    }
+}
