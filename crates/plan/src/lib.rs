@@ -14,7 +14,9 @@ mod size;
 mod written;
 
 pub use patterns::Patterns;
-pub use plan::{Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Source, Target};
+pub use plan::{
+    Asks, Check, CheckSeverity, Fix, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Side, Source, Target,
+};
 pub use secret::Secret;
 
 /// What `crossfade init` writes: a plan with every key explained. It is a plan itself once the environment variables
