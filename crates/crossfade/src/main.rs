@@ -60,6 +60,12 @@ enum Command {
         #[arg(long, conflicts_with = "tables")]
         new_source: bool,
     },
+    /// Run the plan's checks on source and target, and show what they find.
+    Reconcile {
+        /// Run the fixes that are marked safe, each in a transaction that is rolled back unless its check then passes.
+        #[arg(long)]
+        fix: bool,
+    },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
         /// Remove it.
@@ -128,6 +134,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
         | Command::Survey
         | Command::Status { .. }
         | Command::Recopy { .. }
+        | Command::Reconcile { .. }
         | Command::Complete { .. } => None,
     };
     if let Some(result) = served {
@@ -139,6 +146,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             Command::Survey => commands::survey::run(plan()?, output).await,
             Command::Status { watch } => commands::status::run(plan()?, watch, output).await,
             Command::Recopy { tables, new_source } => commands::recopy::run(plan()?, tables, new_source, output).await,
+            Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run | Command::Capture | Command::Apply => Ok(0),
         }
