@@ -35,6 +35,11 @@ async fn rows_on_the_target_are_findings_all_counted_and_some_shown() -> Result<
     ensure!(told.status.code() == Some(1) && told.stdout.contains("id=1, total=-1, nothing=null"), "{told:?}");
     ensure!(told.stdout.contains("and 23 more") && told.stdout.contains("1 passed, 0 fixed, 1 errors"), "{told:?}");
 
+    let steering =
+        Crossfade::new(&reconcile::plan(&world, "[[check]]\nname = \"c\"\nsql = \"SELECT E'\\\\x1b[2Jgone'\""))?;
+    let told = steering.run(&["reconcile"]).await?;
+    ensure!(told.stdout.contains("[2Jgone") && !told.stdout.contains('\u{1b}'), "a row steers the terminal: {told:?}");
+
     world.at_target("UPDATE orders SET total = -total WHERE total < 0")?;
     let clean = reconcile::run(&crossfade, false).await?;
     clean.ended_with(0)?;
@@ -154,6 +159,10 @@ async fn tenants_that_are_none_or_no_names_are_told() -> Result<()> {
     let error = &failed.check("memories belong to the owner of their space")?["error"];
     ensure!(error["why"].as_str().is_some_and(|why| why.contains("{schema}")), "{error:#}");
     ensure!(error["what"].as_str().is_some_and(|what| what.contains("schema=me_b' OR true --")), "{error:#}");
+    let more = TENANTS.replace("owner <> $1", "owner <> $1 AND $2 <> '' AND id < $3");
+    let failed = checks(&world, &more).await?;
+    let error = &failed.expect("memories belong to the owner of their space", "failed", 0)?["error"];
+    ensure!(error["why"] == "it uses $3, and `tenants` returns 2 columns", "{error:#}");
     world.at_target("DELETE FROM core.space")?;
     let failed = checks(&world, TENANTS).await?;
     failed.ended_with(2)?;

@@ -124,7 +124,8 @@ fn paragraph(checked: &Checked) -> String {
     };
     let mut text = format!("{word:<8} {}{}\n", checked.name, extent(checked));
     for sample in &checked.samples {
-        text += &format!("         {}\n", line(sample));
+        // What a row holds must not steer the terminal.
+        text += &format!("         {}\n", line(sample).replace(char::is_control, " "));
     }
     let more = checked.findings.saturating_sub(checked.samples.len() as u64);
     if more > 0 {

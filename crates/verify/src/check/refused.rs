@@ -19,7 +19,7 @@ fn next(sqlstate: &str) -> &'static str {
         "3F000" | "42P01" | "42704" | "42883" => {
             "correct the name; it needs its schema in front, or the schema in the check's `search_path`"
         }
-        "42P18" => "say what type the value has: $1::uuid",
+        "42P18" => "say what type the value has, $1::uuid; and where $2 is used, use $1 too",
         "57014" => "give the check a longer `timeout`, or make the statement cheaper",
         _ => "correct the check in the plan; psql shows the same error",
     }

@@ -34,8 +34,11 @@ impl Statement {
 }
 
 fn too_few(visit: &Visit<'_>, wanted: usize, tenant: &Tenant) -> Problem {
-    let why = format!("it uses ${wanted}, and `tenants` gives {} columns", tenant.width());
-    visit.problem(why, "let `tenants` return as many columns as the statement uses")
+    let next = "let `tenants` return as many columns as the statement uses";
+    match tenant.width() {
+        0 => visit.problem(format!("it uses ${wanted}, and there is no tenant to take it from"), next),
+        width => visit.problem(format!("it uses ${wanted}, and `tenants` returns {width} columns"), next),
+    }
 }
 
 /// Rows as they come, one in memory.
