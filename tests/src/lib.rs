@@ -6,6 +6,7 @@
 //! - load: [`Pgbench`], and [`mixed`] for a schema with something of everything
 //! - the program: [`PlanFile`], [`Crossfade`], [`Running`]
 //! - the oracle: [`compare`]; [`follow`] for changes that are made and compared
+//! - the plan's checks: [`reconcile`]
 //! - the moments in which data gets lost: [`standby`], [`startup`]
 //! - waiting: [`until`]; nothing here sleeps for a time that somebody guessed
 //!
@@ -27,6 +28,7 @@ mod plan_file;
 mod port;
 mod program;
 mod proxy;
+pub mod reconcile;
 pub mod standby;
 pub mod startup;
 mod until;

@@ -4,6 +4,7 @@ pub(crate) mod apply;
 pub(crate) mod capture;
 pub(crate) mod complete;
 pub(crate) mod init;
+pub(crate) mod reconcile;
 pub(crate) mod recopy;
 pub(crate) mod run;
 pub(crate) mod status;

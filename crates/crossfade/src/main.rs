@@ -81,6 +81,12 @@ enum Command {
         #[arg(long, value_name = "FILE", conflicts_with_all = ["tables", "new_source"])]
         rows: Option<PathBuf>,
     },
+    /// Run the plan's checks on source and target, and show what they find.
+    Reconcile {
+        /// Run the fixes that are marked safe, each in a transaction that is rolled back unless its check then passes.
+        #[arg(long)]
+        fix: bool,
+    },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
         /// Remove it.
@@ -155,6 +161,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
         | Command::Status { .. }
         | Command::Verify { .. }
         | Command::Recopy { .. }
+        | Command::Reconcile { .. }
         | Command::Complete { .. } => None,
     };
     if let Some(result) = served {
@@ -173,6 +180,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             Command::Recopy { tables, new_source, rows: None } => {
                 commands::recopy::run(plan()?, tables, new_source, output).await
             }
+            Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run | Command::Capture | Command::Apply => Ok(0),
         }

@@ -179,6 +179,8 @@ codes! {
     SourceChanged = "source_changed", exit 1;
     /// The log holds something that this version cannot read.
     LogDamaged = "log_damaged", exit 1;
+    /// A check of the plan could not be run.
+    CheckFailed = "check_failed", exit 2;
     /// A defect of crossfade, or a case that nobody has thought of.
     Internal = "internal", exit 2;
 }

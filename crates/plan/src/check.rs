@@ -1,3 +1,5 @@
+mod questions;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -20,8 +22,8 @@ const LEAST_LOG: u64 = 16 << 20;
 pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let file = File::new(path, text);
     let table = file.parse()?;
-    let known = ["name", "sources", "log", "target", "state", "limits", "identity", "verify"];
-    let top = Section::top(&file, table.get_ref(), &known)?;
+    const KNOWN: [&str; 9] = ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "check"];
+    let top = Section::top(&file, table.get_ref(), &KNOWN)?;
 
     let name =
         top.get("name").ok_or_else(|| top.lacks("name", "name the plan, at the top of the file: name = \"shop\""))?;
@@ -30,6 +32,7 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
     })?;
     let (target, target_server) = check_target(&target, env)?;
     let sources = top.get("sources").ok_or_else(|| top.lacks("sources", NO_SOURCES))?;
+    let sources = check_sources(&sources, &target_server, env)?;
     let log = top
         .get("log")
         .ok_or_else(|| top.lacks("log", "add a [log] section with url = \"nats://127.0.0.1:4222\" or \"embedded\""))?;
@@ -37,7 +40,6 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
     Ok(Plan {
         name: checked_name(&name, name.text("shop")?)?,
         path: path.to_owned(),
-        sources: check_sources(&sources, &target_server, env)?,
         log: check_log(&log, env)?,
         target,
         state_dir: match top.get("state").map(|entry| entry.section(&["dir"])).transpose()?.and_then(|s| s.get("dir")) {
@@ -47,6 +49,8 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
         verify: check_verify(top.get("verify"))?,
+        checks: top.get("check").map(|entry| questions::check(&entry, &sources)).transpose()?.unwrap_or_default(),
+        sources,
     })
 }
 

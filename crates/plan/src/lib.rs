@@ -14,7 +14,10 @@ mod size;
 mod written;
 
 pub use patterns::Patterns;
-pub use plan::{Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Source, Target, Verify};
+pub use plan::{
+    Asks, Check, CheckSeverity, Fix, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Side, Source, Target,
+    Verify,
+};
 pub use secret::Secret;
 
 /// What `crossfade init` writes: a plan with every key explained. It is a plan itself once the environment variables

@@ -27,6 +27,8 @@ pub struct Plan {
     pub identity: BTreeMap<TableName, Identity>,
     /// What a comparison of both sides may cost them.
     pub verify: Verify,
+    /// What `crossfade reconcile` asks, in the order of the file, names unique.
+    pub checks: Vec<Check>,
 }
 
 /// A database that data leaves.
@@ -133,6 +135,84 @@ pub enum Identity {
     InsertOnly,
     /// It has `REPLICA IDENTITY FULL`.
     Full,
+}
+
+/// A question to the databases whose answer says whether the migration is right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What must hold, in one line of the words of whoever wrote the plan.
+    pub name: String,
+    /// The line of the plan that it begins in.
+    pub line: usize,
+    /// What is asked, and where.
+    pub asks: Asks,
+    /// What a finding means.
+    pub severity: CheckSeverity,
+    /// How many findings are kept to be shown; of an HTTP probe, how many pages are fetched. At least 1.
+    pub sample: usize,
+    /// A query; the check runs once for each of its rows.
+    pub tenants: Option<String>,
+    /// Where names without a schema are looked up, in all of its statements.
+    pub search_path: Vec<String>,
+    /// How long one of its statements may take, more than zero.
+    pub timeout: Duration,
+}
+
+/// What a [`Check`] asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// Each row of a query is a finding.
+    Rows {
+        /// The query, without a semicolon at its end.
+        sql: String,
+        /// Where it runs.
+        on: Side,
+        /// What mends the findings; only where `on` is the target.
+        fix: Option<Fix>,
+    },
+    /// Both sides must give the same rows, in whatever order.
+    Same {
+        /// The query for the target.
+        sql: String,
+        /// The name of the source.
+        source: String,
+        /// The query for it.
+        source_sql: String,
+    },
+    /// Each row of a query says what an HTTP server must answer.
+    Http {
+        /// The query; its columns are `url`, and perhaps `status` and `location`.
+        sql: String,
+        /// Where it runs.
+        on: Side,
+    },
+}
+
+/// One of the plan's databases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that data enters.
+    Target,
+    /// The source of that name.
+    Source(String),
+}
+
+/// What mends the findings of a [`Check`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fix {
+    /// At least one; each an INSERT, UPDATE, DELETE, MERGE or SELECT, without a semicolon at its end.
+    pub statements: Vec<String>,
+    /// Whether `crossfade reconcile --fix` may run them.
+    pub safe: bool,
+}
+
+/// What a finding of a [`Check`] means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckSeverity {
+    /// The migration is not right.
+    Error,
+    /// Somebody should look.
+    Warning,
 }
 
 impl Plan {

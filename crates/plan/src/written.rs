@@ -9,11 +9,10 @@ use toml::de::{DeTable, DeValue};
 use crate::size;
 
 /// Words of later versions, at the top of the file: (key, what it will be).
-const LATER: [(&str, &str); 7] = [
+const LATER: [(&str, &str); 6] = [
     ("table", "derived tables"),
     ("mirror", "derived tables"),
     ("ignore", "derived tables"),
-    ("check", "checks"),
     ("cutover", "the cutover"),
     ("stages", "stages"),
     ("ddl", "the event trigger that watches DDL"),
@@ -39,9 +38,13 @@ impl<'a> File<'a> {
         })
     }
 
+    /// The number of the line with the byte `at`.
+    fn line(&self, at: usize) -> usize {
+        1 + self.text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count()
+    }
+
     fn problem(&self, at: usize, key: &str, why: impl Into<String>, next: impl Into<String>) -> Problem {
-        let line = 1 + self.text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count();
-        let place = format!("{}:{line}", self.path.display());
+        let place = format!("{}:{}", self.path.display(), self.line(at));
         let what = if key.is_empty() { place } else { format!("{place} ({key})") };
         Problem::new(Code::PlanInvalid, what, why, next)
     }
@@ -108,6 +111,11 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// The line that it begins in.
+    pub(crate) fn line(&self) -> usize {
+        self.file.line(self.at)
+    }
+
     /// A problem with something that is not there.
     pub(crate) fn lacks(&self, key: &str, next: impl Into<String>) -> Problem {
         self.file.problem(self.at, &self.path_of(key), format!("`{key}` is missing"), next)
@@ -115,6 +123,7 @@ impl<'a> Section<'a> {
 }
 
 /// A key with its value.
+#[derive(Clone)]
 pub(crate) struct Entry<'a> {
     file: &'a File<'a>,
     /// The key itself.
@@ -144,12 +153,41 @@ impl<'a> Entry<'a> {
 
     /// The list of strings, each with its position.
     pub(crate) fn list(&self, example: &str) -> Result<Vec<Entry<'a>>, Problem> {
-        let items = self.value.as_array().ok_or_else(|| self.is_not("a list of strings", example))?;
+        self.items().ok_or_else(|| self.is_not("a list of strings", example))
+    }
+
+    fn items(&self) -> Option<Vec<Entry<'a>>> {
         let entry = |item: &'a Spanned<DeValue<'a>>| {
             let at = item.span().start;
             Entry { file: self.file, key: self.key, path: self.path.clone(), at, value: item.get_ref() }
         };
-        Ok(items.iter().map(entry).collect())
+        Some(self.value.as_array()?.iter().map(entry).collect())
+    }
+
+    /// The string, or the list of strings.
+    pub(crate) fn one_or_more(&self, example: &str) -> Result<Vec<Entry<'a>>, Problem> {
+        let items = self.items().unwrap_or_else(|| vec![self.clone()]);
+        if items.is_empty() {
+            return Err(self.problem("the list is empty", format!("write it like this: {} = {example:?}", self.key)));
+        }
+        Ok(items)
+    }
+
+    /// The sections of this name, `[[…]]`.
+    pub(crate) fn sections(&self, known: &[&str]) -> Result<Vec<Section<'a>>, Problem> {
+        let items = self.items().ok_or_else(|| {
+            let kind = self.value.type_str();
+            self.problem(
+                format!("it is a {kind} and not a list of sections"),
+                format!("begin each of them with [[{}]]", self.path),
+            )
+        })?;
+        items.iter().map(|item| item.section(known)).collect()
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn flag(&self) -> Result<bool, Problem> {
+        self.value.as_bool().ok_or_else(|| self.is_not("true or false", "true"))
     }
 
     /// The section.

@@ -4,18 +4,20 @@
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
-//! [`mend`] puts rows right that differ.
+//! [`mend`] puts rows right that differ. [`reconcile`] runs the plan's checks, one by one ([`check`]).
 //!
 //! Shares no code with apply but the names of its state.
 
 mod access;
 mod between;
+mod check;
 mod delta;
 mod error;
 mod fence;
 mod mend;
 mod pair;
 mod parts;
+pub mod reconcile;
 mod report;
 mod round;
 mod rows;
@@ -26,6 +28,7 @@ mod sums;
 mod touched;
 
 pub use access::LogAccess;
+pub use check::{Checked, Databases, Mending, OnlyIn, Outcome, Sample};
 pub use mend::{Mended, Rows, mend};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
 pub use run::{Job, Options, run};

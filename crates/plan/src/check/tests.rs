@@ -70,6 +70,7 @@ fn the_template_is_a_plan() {
         .map(|line| format!("{}\n", line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line)))
         .collect();
     assert_eq!(Plan::parse(&all, Path::new("crossfade.toml"), &url).unwrap().identity.len(), 1);
+    assert_eq!(Plan::parse(&all, Path::new("crossfade.toml"), &url).unwrap().checks.len(), 3);
 }
 
 /// Each error: what is replaced in a right plan, by what, the line and key that are named, and words of why and next.
@@ -95,7 +96,6 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         ("name = \"shop\"", "", "1 (name)", "missing", "name = \"shop\""),
         // words of later versions
         (end, "[[table]]\ninto = \"a.b\"\n", "11 (table)", "derived tables, which this version", "take it out"),
-        (end, "[[check]]\nname = \"x\"\n", "11 (check)", "checks", "take it out"),
         ("name =", "mirror = [\"public.*\"]\nname =", "1 (mirror)", "derived tables", "take it out"),
         ("name =", "ignore = [\"public.*\"]\nname =", "1 (ignore)", "derived tables", "take it out"),
         (end, "[cutover]\nhook_timeout = \"10s\"\n", "11 (cutover)", "the cutover", "take it out"),

@@ -1,0 +1,38 @@
+use model::Problem;
+use plan::{Check, Fix};
+
+use super::databases::Databases;
+use super::found::Found;
+use super::query;
+use super::rows::{Rows, Statement};
+use super::tenant::Tenant;
+
+/// How the attempt to mend ended.
+pub(super) enum Mended {
+    /// It is committed, and the check passes; so many rows were written.
+    Yes(u64),
+    /// This was still found after it, so it was rolled back.
+    No(Found),
+}
+
+/// Runs the check's fix for one tenant, and the check behind it in the same transaction, which is committed only if that then finds nothing.
+pub(super) async fn mend(
+    check: &Check,
+    sql: &str,
+    fix: &Fix,
+    tenant: &Tenant,
+    databases: &mut Databases,
+) -> Result<Mended, Problem> {
+    let visit = databases.write(check).await?;
+    let mut written = 0;
+    for statement in &fix.statements {
+        let Statement { sql, values, .. } = Statement::of(&visit, statement, tenant).await?;
+        written += Rows::start(&visit, &sql, &values).await?.finish().await?;
+    }
+    let left = query(check, sql, tenant, &visit).await?;
+    if left.count > 0 {
+        return Ok(Mended::No(left));
+    }
+    visit.commit().await?;
+    Ok(Mended::Yes(written))
+}
