@@ -83,9 +83,13 @@ CREATE TABLE crossfade.schema_item (
 CREATE TABLE crossfade.marker (
     source text, id text, lsn pg_lsn NOT NULL, reached_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (source, id));
+";
 
+/// What came later: a migration may have begun before.
+const LATER: &str = "
+SET LOCAL client_min_messages = warning;
 -- Who compares both sides has the tail stand still at a marker: a line each, there for as long as it is to stand.
-CREATE TABLE crossfade.hold (
+CREATE TABLE IF NOT EXISTS crossfade.hold (
     source text, id text,                       -- the marker
     pid int NOT NULL, backend_start timestamptz NOT NULL, -- whose session asked for it: gone, it holds nothing
     seconds float8 NOT NULL,                    -- for how long at most
@@ -93,7 +97,7 @@ CREATE TABLE crossfade.hold (
     PRIMARY KEY (source, id));
 
 -- What some rows are at one commit: put right when the tail stands there.
-CREATE TABLE crossfade.mend (
+CREATE TABLE IF NOT EXISTS crossfade.mend (
     source text, id text,
     lsn pg_lsn NOT NULL, record bytea NOT NULL, -- the log's
     done_at timestamptz, outcome text,          -- null: they are what they should be
@@ -159,9 +163,12 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
         }
     }
     let row = session.query_one("SELECT name, nonce FROM crossfade.plan", &[]).await?;
+    let (name, nonce): (String, String) = (row.get(0), row.get(1));
+    if name == header.plan {
+        session.batch_execute(LATER).await?;
+    }
     session.batch_execute("COMMIT").await?;
     model::failpoint!("state_opened");
-    let (name, nonce): (String, String) = (row.get(0), row.get(1));
     if name != header.plan {
         return Err(Problem::new(
             Code::TargetNotEmpty,

@@ -293,7 +293,13 @@ fn check_verify(entry: Option<Entry<'_>>) -> Result<Verify, Problem> {
 impl Default for Verify {
     /// What holds where the plan says nothing.
     fn default() -> Self {
-        Verify { connections: 2, rows_per_second: None, hold: Duration::from_secs(5), renew: Duration::from_secs(300) }
+        Verify {
+            connections: 2,
+            rows_per_second: None,
+            rest: 100,
+            hold: Duration::from_secs(5),
+            renew: Duration::from_secs(300),
+        }
     }
 }
 

@@ -113,6 +113,8 @@ pub struct Verify {
     pub connections: usize,
     /// Rows that may be read in a second, on each side; none for as many as there are.
     pub rows_per_second: Option<u64>,
+    /// Rest after each part of a table, in per cent of the time that it took.
+    pub rest: u32,
     /// How long the target's tail may be held.
     pub hold: Duration,
     /// How old a snapshot may get before another one is taken.

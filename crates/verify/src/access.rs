@@ -41,6 +41,9 @@ impl LogAccess {
 /// After how long without a message an embedded log is opened again: it shows what was in it then.
 const REOPEN: Duration = Duration::from_millis(20);
 
+/// How long nothing may come where something must: a marker was written, and a heartbeat comes every few seconds.
+const SILENT: Duration = Duration::from_secs(30);
+
 /// A stream's records, from some message on, as they come.
 pub(crate) struct Records<'a> {
     open: &'a LogAccess,
@@ -54,8 +57,14 @@ impl<'a> Records<'a> {
         Records { open, stream, next: from, reader: None }
     }
 
-    /// The next one; waits for it. May be cancelled and called again.
+    /// The next one; waits for it, half a minute at most. May be cancelled and called again.
     pub async fn next(&mut self) -> Result<(Seq, Record), VerifyError> {
+        let silent =
+            || VerifyError::Still(format!("the log tells nothing new for {} s: is capture running?", SILENT.as_secs()));
+        tokio::time::timeout(SILENT, self.wait()).await.map_err(|_| silent())?
+    }
+
+    async fn wait(&mut self) -> Result<(Seq, Record), VerifyError> {
         loop {
             let reader = match self.reader.take() {
                 Some(reader) => self.reader.insert(reader),

@@ -1,11 +1,11 @@
 //! What lies between the two sides: transactions that the target has and the source's snapshot does not see. Commits become visible in another order than
 //! that of their records, which is the order in which they are applied, so there are such transactions as a rule. The log knows them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use log::{Log, LogError, StreamName};
-use model::{Change, Lsn, MarkerKind, Oid, Part, Record, Relation, Seq, Snapshot, Xid};
+use model::{Change, Lsn, MarkerKind, Oid, Part, Record, Relation, Seq, Snapshot, TableName, Xid};
 
 use crate::LogAccess;
 use crate::access::Records;
@@ -35,6 +35,8 @@ pub(crate) struct Between {
 /// Follows the tail from some message on, and keeps what a snapshot did not see.
 pub(crate) struct Tail<'a> {
     records: Records<'a>,
+    /// Only changes to these tables count.
+    tables: &'a BTreeSet<TableName>,
     /// What it sees is of no interest: any later one sees it, too.
     seen: Snapshot,
     relations: HashMap<Oid, Arc<Relation>>,
@@ -45,8 +47,15 @@ pub(crate) struct Tail<'a> {
 }
 
 impl<'a> Tail<'a> {
-    pub fn new(open: &'a LogAccess, stream: StreamName, from: Seq, seen: Snapshot) -> Self {
+    pub fn new(
+        open: &'a LogAccess,
+        stream: StreamName,
+        from: Seq,
+        seen: Snapshot,
+        tables: &'a BTreeSet<TableName>,
+    ) -> Self {
         Tail {
+            tables,
             records: Records::new(open, stream, from),
             seen,
             relations: HashMap::new(),
@@ -109,6 +118,9 @@ impl<'a> Tail<'a> {
                 let relation = self.relations.get(&relation).ok_or(LogError::Damaged(model::DecodeError::Field(
                     "a change names a relation that its batch does not describe",
                 )))?;
+                if !self.tables.contains(&relation.table) {
+                    continue;
+                }
                 pending.bytes += size(&change);
                 pending.changes.push((Arc::clone(relation), change.clone()));
             }
@@ -126,6 +138,13 @@ impl<'a> Tail<'a> {
             self.kept.push(whole);
         }
         Ok(found)
+    }
+
+    /// What this snapshot sees is of no interest, either.
+    pub fn forget(&mut self, seen: Snapshot) {
+        self.kept.retain(|one| !seen.sees(one.xid));
+        self.bytes = self.kept.iter().map(|one| one.bytes).sum();
+        self.seen = seen;
     }
 
     /// What the target has of it, if it goes on from `stands` to the last transaction that `snapshot` sees, and the snapshot has not.

@@ -4,10 +4,10 @@
 //! released. What the target has then and S does not see is known from the log ([`between`](crate::between)). That the target stands where it should is looked up in its snapshot itself:
 //! rows and checkpoint change together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use model::{Lsn, Marker, MarkerKind, Seq, Snapshot, Xid};
+use model::{Lsn, Marker, MarkerKind, Seq, Snapshot, TableName, Xid};
 use pg::{Endpoint, Session};
 use tokio::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::between::{self, Between, Tail};
 use crate::error::VerifyError;
 use crate::pair::{At, Pair};
 use crate::side::Side;
+use crate::state;
 
 /// How long transactions that were open before are waited for: those that are committing are through by then.
 const COMMITTING: Duration = Duration::from_secs(1);
@@ -48,6 +49,8 @@ pub(crate) struct Fence {
     pub lsn: Lsn,
     /// The tail's message that holds it.
     pub seq: Seq,
+    /// Which copies the target's tables have, as [`copies`](state::copies) tells them.
+    pub copies: BTreeMap<TableName, String>,
     pub between: Between,
     /// How long the tail was held.
     pub held: Duration,
@@ -81,7 +84,7 @@ pub(crate) async fn take_with<T>(
 
     // Every transaction that is not visible later on, but is in the log before this marker, was open when the marker was written.
     let (_, from) = at_target.checkpoint().await?;
-    let marker = uuid::Uuid::new_v4().to_string();
+    let marker = marker_id();
     capture::emit_marker(&at_source, &Marker::new(ends.nonce, MarkerKind::Fence, &marker)).await?;
     let (seen, late) = settle(&at_source).await?;
     let stream = log::StreamName::new(ends.plan, ends.source, log::StreamKind::Tail);
@@ -89,12 +92,15 @@ pub(crate) async fn take_with<T>(
         None => from,
         Some(since) => between::message_at(&*ends.log.open().await?, &stream, from, since).await?,
     };
-    let mut tail = Tail::new(ends.log, stream, from, seen);
+    let tables: BTreeSet<TableName> = pairs.iter().flat_map(|pair| pair.sources.iter().cloned()).collect();
+    let mut tail = Tail::new(ends.log, stream, from, seen, &tables);
     tail.until(&marker).await?;
     at_target.reached(&marker).await?;
     // Only now: behind the marker no TRUNCATE of these tables can come, for which the tail would have to wait.
     let target = Side::open(target_end, ends.purpose, ends.readers, &relations(At::Target)).await?;
 
+    // All that this one sees ends before the marker at which the tail will stand.
+    tail.forget(parse(at_source.query_one(SNAPSHOT, &[]).await?.get(0))?);
     let hold = Hold::ask(&mut at_target, ends.hold).await?;
     let xid = capture::emit_marker(&at_source, &Marker::new(ends.nonce, MarkerKind::Hold, &hold.id)).await?;
     let stands = at_target.reached(&hold.id).await?;
@@ -124,10 +130,13 @@ pub(crate) async fn take_with<T>(
     if lsn != between.through {
         return Err(VerifyError::Again(format!("the target stood at {lsn}, and not at {}", between.through)));
     }
+    let copies = state::copies(&target.leader, ends.source).await?;
     source.share(&snapshot).await?;
     target.share(there.get(2)).await?;
-    Ok((Fence { source, target, lsn, seq, between, held: held_for }, done))
+    Ok((Fence { source, target, lsn, seq, copies, between, held: held_for }, done))
 }
+
+const SNAPSHOT: &str = "SELECT pg_current_snapshot()::text";
 
 fn parse(text: &str) -> Result<Snapshot, VerifyError> {
     text.parse().map_err(|error: model::ParseSnapshotError| VerifyError::Again(error.to_string()))
@@ -136,9 +145,7 @@ fn parse(text: &str) -> Result<Snapshot, VerifyError> {
 /// Waits a little for the transactions that are open to end. What the snapshot sees that this returns is seen by any later one; with it comes since when those that are still open may
 /// have been committed without being visible, in microseconds since 1970: such as wait for a synchronous standby. One whose client has the word is not committing.
 async fn settle(session: &Session) -> Result<(Snapshot, Option<i64>), VerifyError> {
-    let snapshot = async || -> Result<Snapshot, VerifyError> {
-        parse(session.query_one("SELECT pg_current_snapshot()::text", &[]).await?.get(0))
-    };
+    let snapshot = async || -> Result<Snapshot, VerifyError> { parse(session.query_one(SNAPSHOT, &[]).await?.get(0)) };
     let first = snapshot().await?;
     let begun = Instant::now();
     loop {
@@ -154,22 +161,34 @@ async fn settle(session: &Session) -> Result<(Snapshot, Option<i64>), VerifyErro
     }
 }
 
-/// When the oldest of these transactions began that may be committing.
+/// When the oldest of these transactions began that may be committing. Those of other databases change nothing here. Of one that this role may not look at nothing is known, and it may be as
+/// old as the log: such a role reads more of it.
 async fn since(session: &Session, open: &BTreeSet<Xid>) -> Result<Option<i64>, VerifyError> {
-    let xids: Vec<String> = open.iter().map(|xid| (xid.0 & 0xFFFF_FFFF).to_string()).collect();
-    // Of a transaction that nobody shows nothing is known: it may be as old as the log.
-    let row = session
-        .query_one(
-            "SELECT min(CASE WHEN a.pid IS NULL AND p.gid IS NULL THEN 0
+    let query = "SELECT x, (CASE WHEN a.datname <> current_database() OR p.database <> current_database() THEN NULL
                              WHEN a.state LIKE 'idle in transaction%' THEN NULL
-                             WHEN p.gid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep') THEN NULL
+                             WHEN p.gid IS NOT NULL AND NOT EXISTS (
+                                  SELECT FROM pg_stat_activity w WHERE w.datname = current_database() AND (w.wait_event = 'SyncRep' OR w.state IS NULL)) THEN NULL
                              ELSE coalesce(extract(epoch FROM coalesce(p.prepared, a.xact_start)) * 1000000, 0) END)::int8
-               FROM unnest($1::text[]) x LEFT JOIN pg_stat_activity a ON a.backend_xid::text = x LEFT JOIN pg_prepared_xacts p ON p.transaction::text = x",
-            &[&xids],
-        )
-        .await?;
-    Ok(row.get(0))
+                   FROM unnest($1::text[]) x LEFT JOIN pg_stat_activity a ON a.backend_xid::text = x LEFT JOIN pg_prepared_xacts p ON p.transaction::text = x";
+    let short = |xid: &Xid| (xid.0 & 0xFFFF_FFFF).to_string();
+    let xids: Vec<String> = open.iter().map(short).collect();
+    let rows = session.query(query, &[&xids]).await?;
+    // One that has ended meanwhile is seen from now on.
+    let now = parse(session.query_one(SNAPSHOT, &[]).await?.get(0))?;
+    let still: BTreeSet<String> = open.iter().filter(|xid| !now.sees(**xid)).map(short).collect();
+    let begun =
+        rows.iter().filter(|row| still.contains(row.get::<_, &str>(0))).filter_map(|row| row.get::<_, Option<i64>>(1));
+    Ok(begun.min())
 }
+
+/// Told apart from the markers of copies, so that they can be cleared away.
+fn marker_id() -> String {
+    format!("verify-{}", uuid::Uuid::new_v4())
+}
+
+/// What comparisons have left behind that were cut off, and markers that nobody has waited for.
+const LEFT: &str = "DELETE FROM crossfade.marker WHERE id LIKE 'verify-%' AND reached_at < clock_timestamp() - interval '10 min';
+    DELETE FROM crossfade.hold h WHERE NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = h.pid AND a.backend_start = h.backend_start)";
 
 /// A session in which the target is asked where it stands.
 struct Control<'a> {
@@ -180,7 +199,7 @@ struct Control<'a> {
 impl Control<'_> {
     async fn open<'a>(endpoint: &Endpoint, source: &'a str) -> Result<Control<'a>, VerifyError> {
         let session = pg::connect(endpoint, "verify").await?;
-        session.batch_execute(&format!("LISTEN {}", apply::CHANNEL)).await?;
+        session.batch_execute(&format!("{LEFT}; LISTEN {}", apply::CHANNEL)).await?;
         Ok(Control { session, source })
     }
 
@@ -204,11 +223,20 @@ impl Control<'_> {
                 (last, moved) = (now, Instant::now());
             }
             if moved.elapsed() > SILENT {
-                let why = format!("the target has applied nothing for {} s: is apply running?", SILENT.as_secs());
-                return Err(VerifyError::Still(why));
+                let why = format!("the target has applied nothing for {} s", SILENT.as_secs());
+                return Err(match self.apply_lives().await? {
+                    // It writes a large transaction, or waits for a copy.
+                    true => VerifyError::Again(why),
+                    false => VerifyError::Still(format!("{why}: no apply process is running")),
+                });
             }
             let _ = tokio::time::timeout(LOOK * 10, self.session.notification()).await;
         }
+    }
+
+    async fn apply_lives(&self) -> Result<bool, VerifyError> {
+        let query = "SELECT EXISTS (SELECT FROM crossfade.worker WHERE seen_at > clock_timestamp() - interval '6 s')";
+        Ok(self.session.query_one(query, &[]).await?.get(0))
     }
 
     /// Waits until the target stands there.
@@ -230,11 +258,7 @@ struct Hold<'a> {
 
 impl<'a> Hold<'a> {
     async fn ask(control: &mut Control<'a>, limit: Duration) -> Result<Hold<'a>, VerifyError> {
-        let hold = Hold {
-            source: control.source,
-            id: uuid::Uuid::new_v4().to_string(),
-            end: uuid::Uuid::new_v4().to_string(),
-        };
+        let hold = Hold { source: control.source, id: marker_id(), end: marker_id() };
         control
             .session
             .execute(

@@ -1,16 +1,17 @@
 //! Whether the target is what the source is.
 //!
-//! [`run`] compares tables ([`pair`]) in [`parts`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
+//! [`run`] compares tables ([`pair`]) in [`parts`], by [`rounds`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
 //! [`mend`] puts rows right that differ. [`reconcile`] runs the plan's checks, one by one ([`check`]).
 //!
-//! Shares no code with apply but the names of its state.
+//! Shares no code with apply but for whose state the target has.
 
 mod access;
 mod between;
 mod check;
+mod comparison;
 mod delta;
 mod error;
 mod fence;
@@ -20,6 +21,7 @@ mod parts;
 pub mod reconcile;
 mod report;
 mod round;
+mod rounds;
 mod rows;
 mod run;
 mod side;

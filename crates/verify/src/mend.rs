@@ -81,7 +81,7 @@ async fn all(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, VerifyError> {
     for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
         for rows in wanted.iter().filter(|rows| rows.source == source.name) {
             let session = pg::connect_read_only(endpoint, "mend").await?;
-            let pair = pair_of(&session, &target, rows).await?;
+            let pair = pair_of(&session, &target, source, rows).await?;
             drop(session);
             let keys = keys(&pair, rows)?;
             for some in keys.chunks(AT_ONCE) {
@@ -93,8 +93,13 @@ async fn all(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, VerifyError> {
     Ok(mended)
 }
 
-async fn pair_of(source: &Session, target: &Session, rows: &Rows) -> Result<Arc<Pair>, VerifyError> {
-    let found = pair::load(source, target, &rows.source, std::slice::from_ref(&rows.table)).await?;
+async fn pair_of(
+    session: &Session,
+    target: &Session,
+    source: &plan::Source,
+    rows: &Rows,
+) -> Result<Arc<Pair>, VerifyError> {
+    let found = pair::load(session, target, source, std::slice::from_ref(&rows.table)).await?;
     if let Some((table, why)) = found.inconclusive.into_iter().next() {
         return Err(refused(&table, why).into());
     }

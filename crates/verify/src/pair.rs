@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Record, TableBegin, TableName, quote};
 use pg::Session;
@@ -25,8 +25,6 @@ pub(crate) struct Pair {
     pub key: Vec<usize>,
     /// Stands before the target's name, so that inheritance children are left alone.
     only: &'static str,
-    /// Of the heaps at the source.
-    pub bytes: i64,
 }
 
 /// A column that is compared.
@@ -120,9 +118,13 @@ impl Pair {
         let Some(column) = self.key.first().map(|at| &self.columns[*at]) else { return "true".to_owned() };
         let name = quote::ident(&column.name);
         let bound = |operator: &str, value: &str| format!("t.{name} {operator} {}", column.literal(at, Some(value)));
-        let bounds: Vec<String> =
-            [from.map(|value| bound(">=", value)), to.map(|value| bound("<", value))].into_iter().flatten().collect();
-        if bounds.is_empty() { "true".to_owned() } else { bounds.join(" AND ") }
+        match (from, to) {
+            (None, None) => "true".to_owned(),
+            (Some(from), None) => bound(">=", from),
+            (Some(from), Some(to)) => format!("{} AND {}", bound(">=", from), bound("<", to)),
+            // A target that somebody else has made may have keys that are null.
+            (None, Some(to)) => format!("({} OR t.{name} IS NULL)", bound("<", to)),
+        }
     }
 
     /// The leading key column, if its values can be divided into ranges that mean the same on both sides.
@@ -145,9 +147,10 @@ pub(crate) struct Pairs {
 pub(crate) async fn load(
     source: &Session,
     target: &Session,
-    name: &str,
+    plan: &plan::Source,
     only: &[TableName],
 ) -> Result<Pairs, VerifyError> {
+    let name = &plan.name;
     let mut found = Pairs { pairs: Vec::new(), inconclusive: Vec::new() };
     let joined: bool = target
         .query_one(
@@ -158,11 +161,13 @@ pub(crate) async fn load(
         .get(0);
     let rows = target
         .query(
-            "SELECT into_schema, into_name, begin FROM crossfade.tables WHERE source = $1::text ORDER BY into_schema, into_name, schema, name",
+            "SELECT into_schema, into_name, begin, schema, name FROM crossfade.tables WHERE source = $1::text ORDER BY into_schema, into_name, schema, name",
             &[&name],
         )
         .await?;
     let mut groups: BTreeMap<TableName, Vec<TableBegin>> = BTreeMap::new();
+    let copied: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(3), row.get::<_, String>(4))).collect();
     for row in &rows {
         let into = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         let group = groups.entry(into).or_default();
@@ -182,13 +187,20 @@ pub(crate) async fn load(
         catalog::tables(source).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
     for (table, group) in groups.into_iter().filter(|(table, group)| wanted(table, group)) {
         if !joined {
-            let why = "copy and tail are not joined yet: the tables do not agree with each other before";
+            let why = "copy and tail are not joined: the tables do not agree with each other before";
             found.inconclusive.push((table, why.to_owned()));
             continue;
         }
         match pair(source, target, table.clone(), &group, &mut there).await? {
             Ok(pair) => found.pairs.push(pair),
             Err(why) => found.inconclusive.push((table, why)),
+        }
+    }
+    // What the plan selects and nobody has copied: new, attached, or selected since a moment ago.
+    let known: BTreeSet<&TableName> = copied.iter().collect();
+    for (table, now) in there.into_iter().filter(|(table, _)| plan.tables.selects(table) && !known.contains(table)) {
+        if only.is_empty() || only.contains(&table) || now.root.is_some_and(|root| only.contains(&root)) {
+            found.inconclusive.push((table, "the plan selects it, and no copy of it has begun".to_owned()));
         }
     }
     Ok(found)
@@ -202,7 +214,6 @@ async fn pair(
     there: &mut BTreeMap<TableName, catalog::Table>,
 ) -> Result<Result<Pair, String>, VerifyError> {
     let Some(first) = group.first() else { return Ok(Err("its copy has not begun".to_owned())) };
-    let mut bytes = 0;
     for begin in group {
         let Some(now) = there.remove(&begin.table) else {
             return Ok(Err(format!("table {} is not at the source any more", begin.table)));
@@ -210,7 +221,13 @@ async fn pair(
         if now.columns != begin.columns {
             return Ok(Err(format!("the columns of table {} changed at the source since it was copied", begin.table)));
         }
-        bytes += now.bytes;
+        if now.key != begin.key || now.root != begin.root {
+            let why = format!(
+                "the key of table {} changed at the source since it was copied, or it was attached or detached",
+                begin.table
+            );
+            return Ok(Err(why));
+        }
     }
     let (ours, theirs) =
         (catalog::target_columns(source, &first.table).await?, catalog::target_columns(target, &table).await?);
@@ -251,7 +268,7 @@ async fn pair(
         .await?;
     let only = if row.get(0) { "ONLY " } else { "" };
     let sources = group.iter().map(|begin| begin.table.clone()).collect();
-    Ok(Ok(Pair { table, sources, columns, key, only, bytes }))
+    Ok(Ok(Pair { table, sources, columns, key, only }))
 }
 
 async fn readable(session: &Session, relations: &Vec<String>) -> Result<bool, VerifyError> {

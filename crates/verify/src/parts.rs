@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use model::TableName;
 use pg::Session;
 
 use crate::error::VerifyError;
@@ -39,17 +40,25 @@ impl Part {
 
 /// Divides a table. `session` is one at the source.
 pub(crate) async fn divide(session: &Session, pair: &Arc<Pair>) -> Result<Vec<Part>, VerifyError> {
-    let wanted = (pair.bytes / PART + 1).min(MOST);
     let mut bounds = Vec::new();
-    if let Some(column) = pair.divisible().filter(|_| wanted > 1) {
+    if let Some(column) = pair.divisible() {
+        let tables: Vec<String> = pair.sources.iter().map(TableName::quoted).collect();
+        // With what is stored out of line.
+        let query = "SELECT sum(pg_table_size(to_regclass(name)))::int8, sum(pg_relation_size(to_regclass(name)))::int8 FROM unnest($1::text[]) name";
+        let size = session.query_one(query, &[&tables]).await?;
+        let (all, heap) = (size.get::<_, Option<i64>>(0).unwrap_or(0), size.get::<_, Option<i64>>(1).unwrap_or(0));
+        let wanted = (all / PART + 1).min(MOST);
+        if wanted == 1 {
+            return Ok(vec![whole(pair)]);
+        }
         let fractions: Vec<String> = (1..wanted).map(|n| (n as f64 / wanted as f64).to_string()).collect();
-        let blocks = (pair.bytes / BLOCK).max(1);
+        let blocks = (heap / BLOCK).max(1);
         let percent = (100.0 * (wanted * LOOKED_AT) as f64 / blocks as f64).min(100.0);
-        let table = pair.sources.iter().map(|table| table.quoted()).collect::<String>();
         let query = format!(
             "SELECT DISTINCT b FROM unnest((SELECT percentile_disc(ARRAY[{}]::float8[]) WITHIN GROUP (ORDER BY {column})
-               FROM ONLY {table} TABLESAMPLE SYSTEM ({percent}))) b WHERE b IS NOT NULL ORDER BY b",
-            fractions.join(",")
+               FROM ONLY {} TABLESAMPLE SYSTEM ({percent}))) b WHERE b IS NOT NULL ORDER BY b",
+            fractions.join(","),
+            tables.join(", ")
         );
         bounds = rows(session, &query).await?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
     }
@@ -59,9 +68,13 @@ pub(crate) async fn divide(session: &Session, pair: &Arc<Pair>) -> Result<Vec<Pa
     Ok(starts.zip(ends).enumerate().map(part).collect())
 }
 
+fn whole(pair: &Arc<Pair>) -> Part {
+    Part { pair: Arc::clone(pair), number: 0, from: None, to: None, touched: false }
+}
+
 /// The rows of a table that were touched since it was compared, as a part.
 pub(crate) fn touched(pair: &Arc<Pair>) -> Part {
-    Part { pair: Arc::clone(pair), number: 0, from: None, to: None, touched: true }
+    Part { touched: true, ..whole(pair) }
 }
 
 /// A server's block, unless it was built for another size; only a guess depends on it.

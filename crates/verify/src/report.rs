@@ -10,6 +10,9 @@ use crate::side::Row;
 pub struct Report {
     /// Of all tables: equal if they all are, else different if one is, else inconclusive.
     pub verdict: Verdict,
+    /// Why nothing can be said of a table, of the first one of which that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// Which comparison.
     pub id: String,
     /// Everything that is equal was so at this commit, or at a later one that its table names.
@@ -66,7 +69,7 @@ pub enum Verdict {
     Equal,
     /// Rows are not.
     Different,
-    /// Nothing was compared.
+    /// Not all of it was compared, and what was is the same.
     Inconclusive,
 }
 
@@ -144,14 +147,20 @@ impl Difference {
     /// A row that only one side has.
     pub(crate) fn whole(pair: &Pair, kind: Kind, row: &Row) -> Difference {
         let values = |value: &Option<String>| match kind {
-            Kind::Missing => Values { source: Some(value.clone()), target: None },
-            Kind::Extra | Kind::Different => Values { source: None, target: Some(value.clone()) },
+            Kind::Missing => Values { source: Some(cut(value)), target: None },
+            Kind::Extra | Kind::Different => Values { source: None, target: Some(cut(value)) },
         };
         let columns = match pair.key.is_empty() {
             true => pair.columns.iter().zip(row).map(|(column, value)| (column.name.clone(), values(value))).collect(),
             false => BTreeMap::new(),
         };
         Difference { kind, key: key(pair, row), columns }
+    }
+
+    /// Another row of the target with a key that it has already.
+    pub(crate) fn again(pair: &Pair, key: &[String]) -> Difference {
+        let name = |(at, value): (&usize, &String)| (pair.columns[*at].name.clone(), value.clone());
+        Difference { kind: Kind::Extra, key: pair.key.iter().zip(key).map(name).collect(), columns: BTreeMap::new() }
     }
 
     /// A row that both have, if it differs.
@@ -162,7 +171,7 @@ impl Difference {
             .zip(source.iter().zip(target))
             .filter(|(_, (ours, theirs))| ours != theirs)
             .map(|(column, (ours, theirs))| {
-                (column.name.clone(), Values { source: Some(ours.clone()), target: Some(theirs.clone()) })
+                (column.name.clone(), Values { source: Some(cut(ours)), target: Some(cut(theirs)) })
             })
             .collect();
         (!columns.is_empty()).then(|| Difference { kind: Kind::Different, key: key(pair, source), columns })
@@ -178,6 +187,16 @@ impl Difference {
         }
         self
     }
+}
+
+/// Of a value, in characters: what a person looks at, and what can be kept of thousands.
+const SHOWN_OF_A_VALUE: usize = 4000;
+
+fn cut(value: &Option<String>) -> Option<String> {
+    value.as_ref().map(|text| match text.char_indices().nth(SHOWN_OF_A_VALUE) {
+        Some((at, _)) => format!("{}… ({} bytes)", &text[..at], text.len()),
+        None => text.clone(),
+    })
 }
 
 fn key(pair: &Pair, row: &Row) -> BTreeMap<String, String> {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use model::TableName;
-use pg::{Endpoint, Session};
 use tokio::time::Instant;
 
 use crate::delta::Delta;
@@ -46,26 +45,35 @@ pub(crate) struct Passed {
     pub parts: usize,
 }
 
-/// Keeps to the rows that may be read in a second.
+/// Keeps to what the servers may be asked for: rows in a second, and rest after work.
 pub(crate) struct Pace {
     rows_per_second: Option<u64>,
+    /// In per cent of the time that the work took.
+    rest: u32,
     next: Mutex<Instant>,
 }
 
 impl Pace {
-    pub fn new(rows_per_second: Option<u64>) -> Pace {
-        Pace { rows_per_second, next: Mutex::new(Instant::now()) }
+    pub fn new(rows_per_second: Option<u64>, rest: u32) -> Pace {
+        Pace { rows_per_second, rest, next: Mutex::new(Instant::now()) }
     }
 
-    /// Waits for as long as so many rows take; no time that was not used is made up for.
-    async fn read(&self, rows: i64) {
-        let Some(limit) = self.rows_per_second else { return };
-        let until = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            *next = (*next).max(Instant::now()) + Duration::from_secs_f64(rows.max(0) as f64 / limit as f64);
-            *next
-        };
-        tokio::time::sleep_until(until).await;
+    fn next(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there may be more.
+    async fn ready(&self) {
+        let next = *self.next();
+        tokio::time::sleep_until(next).await;
+    }
+
+    /// So many rows were read, in this time; no time that was not used is made up for.
+    fn took(&self, rows: i64, time: Duration) {
+        let rows = self.rows_per_second.map_or(0.0, |limit| rows.max(0) as f64 / limit as f64);
+        let rest = time.mul_f64(f64::from(self.rest) / 100.0).max(Duration::from_secs_f64(rows).saturating_sub(time));
+        let mut next = self.next();
+        *next = (*next).max(Instant::now()) + rest;
     }
 }
 
@@ -86,9 +94,9 @@ impl Round<'_, '_> {
         let pairs: Vec<&Pair> = pairs.into_values().collect();
         tokio::select! {
             biased;
-            result = self.watched(&pairs, parts, done) => result,
             result = self.give_way(0) => result,
             result = self.give_way(1) => result,
+            result = self.watched(&pairs, parts, done) => result,
         }
     }
 
@@ -106,50 +114,66 @@ impl Round<'_, '_> {
             touched.until(fence.seq).await?;
             keys.extend(pairs.iter().filter_map(|pair| Some((&pair.table, touched.keys(&pair.table)?.clone()))));
         }
-        let mut deltas = BTreeMap::new();
+        let mut tables = BTreeMap::new();
         for pair in pairs {
-            deltas.insert(&pair.table, (Delta::of(pair, &fence.between.changes)?, AtomicBool::new(false)));
+            tables.insert(&pair.table, self.between(&fence, pair).await?);
         }
         let mut passed = Passed { no_prefix: fence.between.transactions > 0, parts: 0 };
         let closed = AtomicBool::new(false);
-        let work = parts.iter().filter_map(|part| Some((part, deltas.get(&part.pair.table)?))).map(
-            |(part, (delta, judged))| {
+        let work =
+            parts.iter().filter_map(|part| Some((part, tables.get(&part.pair.table)?))).map(|(part, between)| {
                 let (fence, closed, keys) = (&fence, &closed, &keys);
                 async move {
+                    self.pace.ready().await;
                     if closed.load(Ordering::Relaxed) {
                         return Ok(None);
                     }
-                    let both =
-                        Both { source: &fence.source, target: &fence.target, pair: &part.pair, hash: self.hash, delta };
-                    // Once for all parts of a table.
-                    let judge = !judged.swap(true, Ordering::Relaxed);
+                    let begun = Instant::now();
+                    let both = self.both(fence, &part.pair, &between.delta);
                     let found = match keys.get(&part.pair.table).filter(|_| part.touched) {
-                        Some(keys) => compare_keys(&both, keys).await?,
-                        None => compare_part(&both, part, judge).await?,
+                        Some(keys) => compare_keys(&both, keys, &between.judged).await?,
+                        None => compare_part(&both, part, &between.judged).await?,
                     };
-                    self.pace.read(found.rows).await;
+                    self.pace.took(found.rows, begun.elapsed());
                     Ok::<_, VerifyError>(Some((part, found)))
                 }
-            },
-        );
+            });
         let mut work = futures::stream::iter(work).buffer_unordered(self.ends.readers.max(1));
         while let Some(result) = work.next().await {
-            let Some((part, found)) = result? else { continue };
+            let Some((part, mut found)) = result? else { continue };
             // While both leaders live, nothing can have emptied the table under its readers.
             fence.source.lives().await?;
             fence.target.lives().await?;
-            done(part, stamped(found, &fence)).await?;
+            if let Some(between) = tables.get(&part.pair.table) {
+                // With the first part that is noted, so that it is not lost with one that is not.
+                let rows = std::mem::take(&mut *between.found.lock().unwrap_or_else(PoisonError::into_inner));
+                found.rechecked += rows.as_ref().map_or(0, |_| between.judged.len() as u64);
+                found.found.extend(rows.unwrap_or_default());
+            }
+            done(part, stamped(found, part, &fence)).await?;
             passed.parts += 1;
             closed.fetch_or(begun.elapsed() > self.renew, Ordering::Relaxed);
         }
         Ok(passed)
     }
 
+    fn both<'b>(&self, fence: &'b Fence, pair: &'b Pair, delta: &'b Delta) -> Both<'b> {
+        Both { source: &fence.source, target: &fence.target, pair, hash: self.hash, delta }
+    }
+
+    /// What lies between, of a table: looked at before everything else.
+    async fn between(&self, fence: &Fence, pair: &Pair) -> Result<Judged, VerifyError> {
+        let delta = Delta::of(pair, &fence.between.changes)?;
+        let keys: Vec<Vec<String>> = delta.keys().into_iter().collect();
+        let (found, judged) = judge_rows(&self.both(fence, pair, &delta), &keys).await?;
+        Ok(Judged { delta, judged, found: Mutex::new(Some(found)) })
+    }
+
     /// Ends, with an error, when somebody has waited too long for a lock that this round holds.
     async fn give_way(&self, end: usize) -> Result<Passed, VerifyError> {
-        let endpoint: &Endpoint = self.ends.endpoints[end];
-        let session: Session = pg::connect_read_only(endpoint, "verify watch").await?;
-        let name = format!("crossfade {}", self.ends.purpose);
+        // Calls itself what the others do, whatever the URL makes of that.
+        let session = pg::connect_read_only(self.ends.endpoints[end], self.ends.purpose).await?;
+        let name: String = session.query_one("SELECT current_setting('application_name')", &[]).await?.get(0);
         loop {
             tokio::time::sleep(LOOK).await;
             if pg::somebody_waits(&session, &name, None, self.lock_timeout).await? {
@@ -159,53 +183,57 @@ impl Round<'_, '_> {
     }
 }
 
-fn stamped(found: Done, fence: &Fence) -> Done {
-    Done { lsn: fence.lsn, seq: fence.seq, held_ms: fence.held.as_millis() as u64, ..found }
+/// What lies between, of a table.
+struct Judged {
+    delta: Delta,
+    /// The keys of all rows that were looked at.
+    judged: BTreeSet<Vec<String>>,
+    /// Those of them that differ, until a part takes them along.
+    found: Mutex<Option<Vec<Difference>>>,
 }
 
-/// Compares a part; with `judge` also the rows that lie between, wherever they are in the table.
-async fn compare_part(both: &Both<'_>, part: &Part, judge: bool) -> Result<Done, VerifyError> {
+fn stamped(found: Done, part: &Part, fence: &Fence) -> Done {
+    let copies = fence.copies.get(&part.pair.table).cloned().unwrap_or_default();
+    Done { lsn: fence.lsn, seq: fence.seq, copies, held_ms: fence.held.as_millis() as u64, ..found }
+}
+
+/// Compares a part, but for the rows that were `judged`.
+async fn compare_part(both: &Both<'_>, part: &Part, judged: &BTreeSet<Vec<String>>) -> Result<Done, VerifyError> {
     let rows = |at: At| part.rows(at);
-    let keys: Vec<Vec<String>> = both.delta.keys().into_iter().collect();
+    let keys: Vec<&[String]> = judged.iter().map(Vec::as_slice).collect();
     let mut done = Done::default();
-    let mut judged = BTreeSet::new();
     let (mut source, mut target) = both.sums(rows).await?;
     done.rows = source.rows;
     done.sum = Some(target);
-    if !keys.is_empty() {
-        for some in keys.chunks(KEYS) {
-            let among = |at| format!("({}) AND ({})", rows(at), both.pair.among(at, some.iter().map(Vec::as_slice)));
-            let (ours, theirs) = both.sums(among).await?;
-            source = source - ours;
-            target = target - theirs;
-        }
-        let (found, seen) = judge_rows(both, &keys).await?;
-        judged = seen;
-        if judge {
-            done.rechecked = judged.len() as u64;
-            done.found = found;
-        }
-    } else if !both.delta.is_empty() {
+    for some in keys.chunks(KEYS) {
+        let among = |at| format!("({}) AND ({})", rows(at), both.pair.among(at, some.iter().copied()));
+        let (ours, theirs) = both.sums(among).await?;
+        source = source - ours;
+        target = target - theirs;
+    }
+    if both.pair.key.is_empty() && !both.delta.is_empty() {
         source = source + Sum::given(both.source, both.hash, &both.delta.plus).await?
             - Sum::given(both.source, both.hash, &both.delta.minus).await?;
         done.rechecked = (both.delta.plus.len() + both.delta.minus.len()) as u64;
     }
     if source != target {
-        let found = both.differences(rows, source.rows.max(target.rows), &judged).await?;
-        if found.is_empty() {
+        done.found = both.differences(rows, source.rows.max(target.rows), judged).await?;
+        if done.found.is_empty() {
             return Err(VerifyError::Again(format!("sums of table {} differ and no rows do", part.pair.table)));
         }
-        done.more = found.len() >= MOST;
-        done.found.extend(found);
+        done.more = done.found.len() >= MOST;
     }
     Ok(done)
 }
 
-/// Compares the rows with these keys, and those that lie between.
-async fn compare_keys(both: &Both<'_>, keys: &BTreeSet<Vec<String>>) -> Result<Done, VerifyError> {
-    let between: Vec<Vec<String>> = both.delta.keys().into_iter().collect();
-    let (mut found, judged) = judge_rows(both, &between).await?;
-    let others: Vec<Vec<String>> = keys.difference(&judged).cloned().collect();
+/// Compares the rows with these keys, but for those that were `judged`.
+async fn compare_keys(
+    both: &Both<'_>,
+    keys: &BTreeSet<Vec<String>>,
+    judged: &BTreeSet<Vec<String>>,
+) -> Result<Done, VerifyError> {
+    let others: Vec<Vec<String>> = keys.difference(judged).cloned().collect();
+    let mut found = Vec::new();
     for some in others.chunks(KEYS) {
         let (source, target) = tokio::try_join!(both.keyed(At::Source, some), both.keyed(At::Target, some))?;
         // The values' equality may take others for these keys, which lie between.
@@ -216,8 +244,7 @@ async fn compare_keys(both: &Both<'_>, keys: &BTreeSet<Vec<String>>) -> Result<D
     }
     let more = found.len() > MOST;
     found.truncate(MOST);
-    let rows = (judged.len() + others.len()) as i64;
-    Ok(Done { rows, rechecked: judged.len() as u64, found, more, ..Done::default() })
+    Ok(Done { rows: (judged.len() + others.len()) as i64, found, more, ..Done::default() })
 }
 
 /// The rows that lie between: what the target has is compared with what the log makes of what the source's snapshot sees. Returns also the keys of all rows looked at.
@@ -227,10 +254,11 @@ async fn judge_rows(
 ) -> Result<(Vec<Difference>, BTreeSet<Vec<String>>), VerifyError> {
     let (source, target) = tokio::try_join!(both.keyed(At::Source, keys), both.keyed(At::Target, keys))?;
     let looked_at = keys.iter().chain(source.keys()).chain(target.keys()).cloned().collect();
+    let changed: BTreeSet<&Vec<String>> = keys.iter().collect();
     let mut expected = both.delta.expected(both.pair, source)?;
     // The log has no generated values: those of rows that it changed are not known.
     for (key, row) in &mut expected {
-        let Some(theirs) = target.get(key).filter(|_| keys.contains(key)) else { continue };
+        let Some(theirs) = target.get(key).filter(|_| changed.contains(key)) else { continue };
         for (at, _) in both.pair.columns.iter().enumerate().filter(|(_, column)| column.generated) {
             row[at].clone_from(&theirs[at]);
         }

@@ -85,11 +85,13 @@ impl Both<'_> {
             rows.iter().filter_map(|row| Some((row.first()?.clone()?, Sum::parse(&row[1..])?))).collect()
         };
         let (source, target) = (by_bucket(source), by_bucket(target));
+        // What lies between is missing in one of them, and need not show in the sums as they are.
+        let between = self.between_buckets(buckets).await?;
         let mut lots: Vec<Vec<String>> = Vec::new();
         let mut room = 0;
-        for bucket in source.keys().chain(target.keys()).collect::<BTreeSet<_>>() {
+        for bucket in source.keys().chain(target.keys()).chain(&between).collect::<BTreeSet<_>>() {
             let (ours, theirs) = (source.get(bucket), target.get(bucket));
-            if ours == theirs {
+            if ours == theirs && !between.contains(bucket) {
                 continue;
             }
             let rows = ours.map_or(0, |sum| sum.rows) + theirs.map_or(0, |sum| sum.rows);
@@ -116,26 +118,33 @@ impl Both<'_> {
             let hashes = self.hash.rows(self.pair, at, &self.pair.key_cells(), &condition(at));
             format!("SELECT * FROM ({hashes}) h WHERE a & {} = ANY ('{{{}}}'::int8[])", buckets - 1, some.join(","))
         };
-        let (source, target) = self.ask(within).await?;
         if self.pair.key.is_empty() {
+            // Equal rows are counted there: there may be very many.
+            let counts = |at| format!("SELECT a, b, count(*) FROM ({}) w GROUP BY 1, 2", within(at));
+            let (source, target) = self.ask(counts).await?;
             let (mut source, target) = (counted(source), counted(target));
             self.bring_forward(&mut source, buckets, some).await?;
             return self.multisets(condition, &source, &target).await;
         }
-        let keyed = |rows: Vec<Row>| -> HashMap<Vec<String>, [Option<String>; 2]> {
-            let entry = |row: Row| {
+        let (source, target) = self.ask(within).await?;
+        let mut found = Vec::new();
+        let mut keyed = |rows: Vec<Row>| -> HashMap<Vec<String>, [Option<String>; 2]> {
+            let mut keyed = HashMap::with_capacity(rows.len());
+            for row in rows {
                 let mut cells = row.into_iter();
                 let hashes = [cells.next().flatten(), cells.next().flatten()];
-                // Key columns are NOT NULL.
-                (cells.map(Option::unwrap_or_default).collect::<Vec<_>>(), hashes)
-            };
-            rows.into_iter().map(entry).collect()
+                let key: Vec<String> = cells.map(Option::unwrap_or_default).collect();
+                // Only a target that somebody else has made lets a key be there twice.
+                if keyed.insert(key.clone(), hashes).is_some() {
+                    found.push(Difference::again(self.pair, &key));
+                }
+            }
+            keyed
         };
         let (source, target) = (keyed(source), keyed(target));
         let differ = source.keys().chain(target.keys()).filter(|key| source.get(*key) != target.get(*key));
         let keys: BTreeSet<Vec<String>> = differ.filter(|key| !but.contains(*key)).take(MOST).cloned().collect();
         let keys: Vec<Vec<String>> = keys.into_iter().collect();
-        let mut found = Vec::new();
         for keys in keys.chunks(KEYS) {
             let (source, target) = tokio::try_join!(self.keyed(At::Source, keys), self.keyed(At::Target, keys))?;
             let keys: BTreeSet<&Vec<String>> = keys.iter().collect();
@@ -163,12 +172,20 @@ impl Both<'_> {
         Ok(found)
     }
 
+    /// The buckets of rows without key that lie between.
+    async fn between_buckets(&self, buckets: u64) -> Result<BTreeSet<String>, VerifyError> {
+        let mut found = BTreeSet::new();
+        for rows in [&self.delta.plus, &self.delta.minus] {
+            found.extend(self.hash.each(self.source, rows).await?.iter().map(|hashes| bucket(hashes, buckets)));
+        }
+        Ok(found)
+    }
+
     /// Adds what lies between to the rows that the source's snapshot sees, where it falls into these buckets.
     async fn bring_forward(&self, source: &mut Counted, buckets: u64, some: &[String]) -> Result<(), VerifyError> {
         for (rows, sign) in [(&self.delta.plus, 1), (&self.delta.minus, -1)] {
             for hashes in self.hash.each(self.source, rows).await? {
-                let bucket = hashes[0].parse::<i64>().unwrap_or_default() as u64 & (buckets - 1);
-                if some.contains(&bucket.to_string()) {
+                if some.contains(&bucket(&hashes, buckets)) {
                     *source.entry(hashes).or_default() += sign;
                 }
             }
@@ -218,12 +235,14 @@ impl Both<'_> {
                 seen.insert([a, b], cells);
             }
         }
+        // One that lies between is not to be seen at the source.
+        let between = self.hash.each(self.source, &self.delta.plus).await?;
+        seen.extend(between.into_iter().zip(self.delta.plus.iter().cloned()));
         let mut found = Vec::new();
         for (hashes, count) in surplus {
-            // One that lies between is not to be seen at the source.
-            let row = seen.get(hashes).cloned().unwrap_or_else(|| vec![None; self.pair.columns.len()]);
+            let Some(row) = seen.get(hashes) else { continue };
             for _ in 0..*count {
-                found.push(Difference::whole(self.pair, kind, &row));
+                found.push(Difference::whole(self.pair, kind, row));
             }
         }
         Ok(found)
@@ -233,15 +252,18 @@ impl Both<'_> {
 /// How often rows with these two hashes are there.
 type Counted = HashMap<[String; 2], i64>;
 
+/// The bucket of a row with these hashes, as Postgres works it out.
+fn bucket([a, _]: &[String; 2], buckets: u64) -> String {
+    // A number that the server printed.
+    (a.parse::<i64>().unwrap_or_default() & (buckets as i64 - 1)).to_string()
+}
+
 fn counted(rows: Vec<Row>) -> Counted {
-    let mut counted = HashMap::new();
-    for row in rows {
+    let entry = |row: Row| {
         let mut cells = row.into_iter().flatten();
-        if let (Some(a), Some(b)) = (cells.next(), cells.next()) {
-            *counted.entry([a, b]).or_default() += 1;
-        }
-    }
-    counted
+        Some(([cells.next()?, cells.next()?], cells.next()?.parse().ok()?))
+    };
+    rows.into_iter().filter_map(entry).collect()
 }
 
 /// The rows of both sides, by key, that are not the same.

@@ -1,5 +1,6 @@
 //! What a comparison has done so far, and the verdicts, in the target's schema `crossfade`: it goes on from anywhere, and a cutover reads it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{Lsn, Seq, TableName};
@@ -27,6 +28,7 @@ CREATE TABLE IF NOT EXISTS crossfade.verify_part (
     low text, high text,                        -- range of the leading key column
     done_at timestamptz,
     lsn pg_lsn, seq bigint,                     -- the commit, and the tail's message
+    copies text,                                -- the epochs of the copies that were compared
     rows bigint,                                -- the source's
     target_rows bigint, sum text,               -- the target's, at that commit
     missing bigint, extra bigint, different bigint, more bool, rechecked bigint, held_ms bigint,
@@ -77,12 +79,21 @@ pub(crate) async fn begin(
         .await?;
     session
         .execute(
-            "DELETE FROM crossfade.verify WHERE id NOT IN (SELECT id FROM crossfade.verify ORDER BY started_at DESC LIMIT $1)",
+            "DELETE FROM crossfade.verify WHERE ended_at IS NOT NULL AND id NOT IN (SELECT id FROM crossfade.verify ORDER BY started_at DESC LIMIT $1)",
             &[&KEPT],
         )
         .await?;
     Ok(id)
 }
+
+/// Takes a comparison for this session, for as long as it lives; says whether no other one has it.
+pub(crate) async fn take(session: &Session, id: &str) -> Result<bool, VerifyError> {
+    let query = "SELECT pg_try_advisory_lock($1::int4, hashtext($2::text))";
+    Ok(session.query_one(query, &[&RUNNING, &id]).await?.get(0))
+}
+
+/// Any number, the same in every version: who runs a comparison holds a lock of this kind.
+const RUNNING: i32 = 0x63_66_76_72;
 
 /// A comparison that was cut off.
 pub(crate) struct Unfinished {
@@ -93,38 +104,41 @@ pub(crate) struct Unfinished {
 
 /// The last one, if it was cut off.
 pub(crate) async fn unfinished(session: &Session) -> Result<Option<Unfinished>, VerifyError> {
-    let query = "SELECT id, tables, sample FROM (SELECT * FROM crossfade.verify ORDER BY started_at DESC LIMIT 1) v WHERE ended_at IS NULL AND NOT recheck";
+    let query = "SELECT id, tables, sample FROM crossfade.verify WHERE ended_at IS NULL AND NOT recheck ORDER BY started_at DESC LIMIT 1";
     let row = session.query_opt(query, &[]).await?;
     Ok(row.map(|row| Unfinished { id: row.get(0), tables: row.get(1), sample: row.get(2) }))
 }
 
-/// Notes the parts that a table is compared in.
+/// Notes the parts that a table is compared in, all of them or none.
 pub(crate) async fn add(session: &Session, id: &str, source: &str, parts: &[Part]) -> Result<(), VerifyError> {
-    for part in parts {
-        let table = &part.pair.table;
-        session
-            .execute(
-                "INSERT INTO crossfade.verify_part (verify, source, schema, name, part, low, high)
-                 VALUES ($1::text, $2::text, $3::text, $4::text, $5, $6::text, $7::text)",
-                &[&id, &source, &table.schema, &table.name, &part.number, &part.from, &part.to],
-            )
-            .await?;
-    }
+    let Some(first) = parts.first() else { return Ok(()) };
+    let numbers: Vec<i32> = parts.iter().map(|part| part.number).collect();
+    let low: Vec<Option<&str>> = parts.iter().map(|part| part.from.as_deref()).collect();
+    let high: Vec<Option<&str>> = parts.iter().map(|part| part.to.as_deref()).collect();
+    let table = &first.pair.table;
+    session
+        .execute(
+            "INSERT INTO crossfade.verify_part (verify, source, schema, name, part, low, high)
+             SELECT $1::text, $2::text, $3::text, $4::text, * FROM unnest($5::int4[], $6::text[], $7::text[])",
+            &[&id, &source, &table.schema, &table.name, &numbers, &low, &high],
+        )
+        .await?;
     Ok(())
 }
 
-/// The parts of a table, if they were noted, and whether each is done.
+/// The parts of a table, if they were noted, and whether each is done: of the copies that there are now.
 pub(crate) async fn parts(
     session: &Session,
     id: &str,
     source: &str,
     pair: &Arc<Pair>,
+    copies: Option<&String>,
 ) -> Result<Vec<(Part, bool)>, VerifyError> {
     let rows = session
         .query(
-            "SELECT part, low, high, done_at IS NOT NULL FROM crossfade.verify_part
+            "SELECT part, low, high, done_at IS NOT NULL AND copies IS NOT DISTINCT FROM $5::text FROM crossfade.verify_part
               WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text ORDER BY part",
-            &[&id, &source, &pair.table.schema, &pair.table.name],
+            &[&id, &source, &pair.table.schema, &pair.table.name, &copies],
         )
         .await?;
     let part = |row: &tokio_postgres::Row| {
@@ -140,6 +154,7 @@ pub(crate) async fn parts(
 pub(crate) struct Done {
     pub lsn: Lsn,
     pub seq: Seq,
+    pub copies: String,
     pub rows: i64,
     /// The target's, of a whole part.
     pub sum: Option<Sum>,
@@ -164,10 +179,10 @@ pub(crate) async fn done(
     let samples: Vec<&Difference> = done.found.iter().take(SAMPLES).collect();
     let samples = serde_json::to_string(&samples).map_err(|error| VerifyError::Again(error.to_string()))?;
     let table = &part.pair.table;
-    session
+    let noted = session
         .execute(
             "UPDATE crossfade.verify_part SET done_at = clock_timestamp(), lsn = '0/0'::pg_lsn + $6::int8::numeric, seq = $7, rows = $8, sum = $9::text,
-                    missing = $10, extra = $11, different = $12, more = $13, rechecked = $14, held_ms = $15, found = $16::text, target_rows = $17
+                    missing = $10, extra = $11, different = $12, more = $13, rechecked = $14, held_ms = $15, found = $16::text, target_rows = $17, copies = $18::text
               WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text AND part = $5",
             &[
                 &id,
@@ -187,15 +202,21 @@ pub(crate) async fn done(
                 &(done.held_ms as i64),
                 &samples,
                 &done.sum.map(|sum| sum.rows),
+                &done.copies,
             ],
         )
         .await?;
-    Ok(())
+    match noted {
+        1 => Ok(()),
+        _ => Err(VerifyError::Still("the target does not know of this comparison any more".to_owned())),
+    }
 }
 
 /// What was found of a table in all of its parts that are done.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
+    /// Parts, and those that are not done of the copies that there are now.
+    pub parts: i64,
     pub open: i64,
     pub lsn: String,
     pub seq: i64,
@@ -210,20 +231,27 @@ pub(crate) struct Found {
 }
 
 /// Sums up a table.
-pub(crate) async fn found(session: &Session, id: &str, source: &str, table: &TableName) -> Result<Found, VerifyError> {
+pub(crate) async fn found(
+    session: &Session,
+    id: &str,
+    source: &str,
+    table: &TableName,
+    copies: Option<&String>,
+) -> Result<Found, VerifyError> {
     let row = session
         .query_one(
-            "SELECT count(*) FILTER (WHERE done_at IS NULL), coalesce(min(lsn), '0/0')::text, coalesce(min(seq), 0),
+            "SELECT count(*) FILTER (WHERE done_at IS NULL OR copies IS DISTINCT FROM $5::text), coalesce(min(lsn), '0/0')::text, coalesce(min(seq), 0),
                     coalesce(sum(rows), 0)::int8, coalesce(sum(missing), 0)::int8, coalesce(sum(extra), 0)::int8, coalesce(sum(different), 0)::int8,
                     coalesce(bool_or(more), false), coalesce(sum(rechecked), 0)::int8, coalesce(max(held_ms), 0),
-                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE found <> '[]'), '{}')
+                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE found <> '[]'), '{}'), count(*)
                FROM crossfade.verify_part WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text",
-            &[&id, &source, &table.schema, &table.name],
+            &[&id, &source, &table.schema, &table.name, &copies],
         )
         .await?;
     let lists: Vec<String> = row.get(10);
     let samples = lists.iter().flat_map(|list| serde_json::from_str::<Vec<Difference>>(list).unwrap_or_default());
     Ok(Found {
+        parts: row.get(11),
         open: row.get(0),
         lsn: row.get(1),
         seq: row.get(2),
@@ -245,17 +273,18 @@ pub(crate) async fn judge(
     sample: Option<f64>,
     table: &TableName,
     seq: i64,
+    copies: Option<&String>,
     report: &TableReport,
 ) -> Result<(), VerifyError> {
     let count = |number: u64| number as i64;
     session
         .execute(
-            &format!("INSERT INTO crossfade.verdict (source, schema, name, verify, verdict, why, sample, lsn, seq, rows, missing, extra, different, rechecked, copies, seconds)
-             SELECT $1::text, $2::text, $3::text, v.id, $5::text, $6::text, $7, $8::text::pg_lsn, $9, $10, $11, $12, $13, $14, {COPIES},
+            "INSERT INTO crossfade.verdict (source, schema, name, verify, verdict, why, sample, lsn, seq, rows, missing, extra, different, rechecked, copies, seconds)
+             SELECT $1::text, $2::text, $3::text, v.id, $5::text, $6::text, $7, $8::text::pg_lsn, $9, $10, $11, $12, $13, $14, coalesce($15::text, ''),
                     extract(epoch FROM clock_timestamp() - v.started_at)::float8 FROM crossfade.verify v WHERE v.id = $4::text
              ON CONFLICT (source, schema, name) DO UPDATE SET verify = excluded.verify, verdict = excluded.verdict, why = excluded.why, sample = excluded.sample,
                lsn = excluded.lsn, seq = excluded.seq, rows = excluded.rows, missing = excluded.missing, extra = excluded.extra,
-               different = excluded.different, rechecked = excluded.rechecked, copies = excluded.copies, at = excluded.at, seconds = excluded.seconds"),
+               different = excluded.different, rechecked = excluded.rechecked, copies = excluded.copies, at = excluded.at, seconds = excluded.seconds",
             &[
                 &report.source,
                 &table.schema,
@@ -271,28 +300,46 @@ pub(crate) async fn judge(
                 &count(report.extra),
                 &count(report.different),
                 &count(report.rechecked),
+                &copies,
             ],
         )
         .await?;
     Ok(())
 }
 
-/// The epochs of the copies that lead into a table of the target, `$1` to `$3`: another copy is something else to compare.
-const COPIES: &str =
-    "(SELECT coalesce(string_agg(format('%s.%s %s', t.schema, t.name, t.epoch), ', ' ORDER BY t.schema, t.name), '')
-     FROM crossfade.tables t WHERE t.source = $1::text AND t.into_schema = $2::text AND t.into_name = $3::text)";
+/// Of each table of the target the copies that lead into it: the log that they came by, and their epochs. Another copy is something else to compare.
+///
+/// # Errors
+/// The target; or copy and tail of the source are not joined.
+pub(crate) async fn copies(session: &Session, source: &str) -> Result<BTreeMap<TableName, String>, VerifyError> {
+    let joined = "SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint WHERE source = $1::text";
+    if !session.query_one(joined, &[&source]).await?.get::<_, bool>(0) {
+        return Err(VerifyError::Still(
+            "tables are being copied: they do not agree with each other before copy and tail are joined".to_owned(),
+        ));
+    }
+    let rows = session
+        .query(
+            "SELECT into_schema, into_name, (SELECT nonce FROM crossfade.plan) || string_agg(format(' %s.%s %s', schema, name, epoch), ',' ORDER BY schema, name)
+               FROM crossfade.tables WHERE source = $1::text GROUP BY 1, 2",
+            &[&source],
+        )
+        .await?;
+    let copy =
+        |row: &tokio_postgres::Row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2));
+    Ok(rows.iter().map(copy).collect())
+}
 
-/// The commit and the message up to which a table was last compared, and equal as a whole.
+/// The commit and the message up to which a table was last compared, and equal as a whole, with these copies.
 pub(crate) async fn last_equal(
     session: &Session,
     source: &str,
     table: &TableName,
+    copies: Option<&String>,
 ) -> Result<Option<(Lsn, Seq)>, VerifyError> {
-    let query = format!(
-        "SELECT (lsn - '0/0')::int8, seq FROM crossfade.verdict WHERE source = $1::text AND schema = $2::text AND name = $3::text
-            AND verdict = 'equal' AND sample IS NULL AND copies = {COPIES}"
-    );
-    let row = session.query_opt(&query, &[&source, &table.schema, &table.name]).await?;
+    let query = "SELECT (lsn - '0/0')::int8, seq FROM crossfade.verdict WHERE source = $1::text AND schema = $2::text AND name = $3::text
+                    AND verdict = 'equal' AND sample IS NULL AND copies = $4::text";
+    let row = session.query_opt(query, &[&source, &table.schema, &table.name, &copies]).await?;
     Ok(row.map(|row| (Lsn(row.get::<_, i64>(0) as u64), Seq(row.get::<_, i64>(1) as u64))))
 }
 

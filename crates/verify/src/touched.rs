@@ -51,26 +51,34 @@ impl<'a> Touched<'a> {
         while self.at < seq {
             let (at, record) = self.records.next().await?;
             self.at = at;
-            let Record::Batch(batch) = record else { continue };
+            let batch = match record {
+                Record::Batch(batch) => batch,
+                // Something is missing before this.
+                Record::Writer(writer) if writer.anew => {
+                    self.tables.values_mut().for_each(|(.., rows)| *rows = Rows::All);
+                    continue;
+                }
+                _ => continue,
+            };
             for relation in batch.relations {
                 self.relations.insert(relation.id, Arc::new(relation));
             }
             for part in batch.parts {
                 for change in &part.changes {
-                    self.change(part.commit_lsn, change)?;
+                    self.change(part.commit_lsn, change);
                 }
             }
         }
         Ok(())
     }
 
-    fn change(&mut self, commit: Lsn, change: &Change) -> Result<(), VerifyError> {
+    fn change(&mut self, commit: Lsn, change: &Change) {
         let relations: &[Oid] = match change {
             Change::Insert { relation, .. } | Change::Update { relation, .. } | Change::Delete { relation, .. } => {
                 std::slice::from_ref(relation)
             }
             Change::Truncate { relations, .. } => relations,
-            Change::Marker(_) => return Ok(()),
+            Change::Marker(_) => return,
         };
         for relation in relations.iter().filter_map(|relation| self.relations.get(relation)) {
             let of = self.tables.values_mut().find(|(pair, ..)| pair.sources.contains(&relation.table));
@@ -83,15 +91,12 @@ impl<'a> Touched<'a> {
             match change {
                 Change::Truncate { .. } => *rows = Rows::All,
                 _ if pair.key.is_empty() => *rows = Rows::All,
-                change => {
-                    keys.extend(keys_of(pair, relation, change)?);
-                    if keys.len() > MANY {
-                        *rows = Rows::All;
-                    }
-                }
+                change => match keys_of(pair, relation, change) {
+                    Ok(found) if keys.len() < MANY => keys.extend(found),
+                    Ok(_) | Err(_) => *rows = Rows::All,
+                },
             }
         }
-        Ok(())
     }
 
     /// The keys of the rows of a table that were touched; nothing where it has to be compared as a whole.

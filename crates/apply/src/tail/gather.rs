@@ -113,7 +113,8 @@ impl Group {
 
     /// Nothing is gathered behind it before it is written, and what it waits for is there.
     pub fn pauses(&self) -> bool {
-        self.stands || self.has_gate() || self.markers.iter().any(|(_, _, marker)| marker.kind == MarkerKind::Hold)
+        let holds = |(_, _, marker): &(Arc<str>, Lsn, Marker)| marker.kind == MarkerKind::Hold;
+        self.has_gate() || (!self.partial && (self.stands || self.markers.iter().any(holds)))
     }
 
     /// Markers of tables whose copies have to be in before the tail goes on, and their sources.

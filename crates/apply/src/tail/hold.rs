@@ -53,7 +53,10 @@ impl Hold {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(None),
-                _ = tokio::time::timeout(LOOK, news.notification()) => {}
+                told = tokio::time::timeout(LOOK, news.notification()) => if let Ok(Err(_)) = told {
+                    // Nobody tells any more: it is looked at.
+                    tokio::time::sleep(LOOK).await;
+                },
             }
         }
     }
