@@ -331,3 +331,58 @@ async fn the_log_tells_what_the_target_held() -> Result<()> {
     world.at_source("SELECT pg_drop_replication_slot('reader')")?;
     run.stop().await
 }
+
+/// A part that is done says nothing of a copy that was made later.
+#[tokio::test(flavor = "multi_thread")]
+async fn resumed_over_another_copy_it_begins_anew() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(
+        "CREATE TABLE big (id bigint PRIMARY KEY, filler text); INSERT INTO big SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 100000) i",
+    )?;
+    let crossfade = Crossfade::new(&world.plan().section("[verify]\nrows_per_second = 30000"))?;
+    let mut run = following(&crossfade).await?;
+    let mut first = crossfade.start(&["verify", "--json"])?;
+    let done = "SELECT count(*) FROM crossfade.verify_part WHERE done_at IS NOT NULL";
+    crossfade_tests::until("a part that is done", MINUTE, || async {
+        let row = world.at_target("SELECT to_regclass('crossfade.verify_part') IS NOT NULL")?;
+        Ok((row == "t" && world.at_target(done)? != "0").then_some(()))
+    })
+    .await?;
+    first.kill9()?;
+    first.hush();
+    ensure!(
+        world.at_target("SELECT count(*) FROM crossfade.verify_part WHERE done_at IS NULL")? != "0",
+        "it was through"
+    );
+    let finished = crossfade.run(&["recopy", "public.big"]).await?;
+    ensure!(finished.status.success(), "{finished:?}");
+    crossfade_tests::until("the next copy", MINUTE, || async {
+        let sql = "SELECT (SELECT epoch FROM crossfade.tables) = 2 AND (SELECT joined FROM crossfade.checkpoint)";
+        Ok((world.at_target(sql)? == "t").then_some(()))
+    })
+    .await?;
+    let copied = world.at_target("SELECT clock_timestamp()")?;
+    let report = verify(&crossfade, &["--resume"]).await?;
+    ensure!(report["verdict"] == "equal" && report["tables"][0]["rows"] == 100_000, "{report:#}");
+    let old = world.at_target(&format!("SELECT count(*) FROM crossfade.verify_part WHERE done_at < '{copied}'"))?;
+    ensure!(old == "0", "{old} parts of the copy before were not compared again");
+    run.stop().await
+}
+
+/// Neither waits for ever, and no table is called equal that nobody knows of.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nothing_runs_it_says_so() -> Result<()> {
+    let world = World::embedded()?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY)")?;
+    let crossfade = world.crossfade()?;
+    let mut run = following(&crossfade).await?;
+    run.stop().await?;
+    world.at_source("CREATE TABLE later (id integer PRIMARY KEY)")?;
+    let report = verify(&crossfade, &[]).await?;
+    let why: Vec<&str> =
+        report["tables"].as_array().into_iter().flatten().filter_map(|table| table["why"].as_str()).collect();
+    ensure!(report["verdict"] == "inconclusive" && why.len() == 2, "{report:#}");
+    ensure!(why[0].contains("no copy of it has begun") && why[1].contains("is capture running?"), "{why:?}");
+    ensure!(report["why"] == why[0], "{report:#}");
+    Ok(())
+}

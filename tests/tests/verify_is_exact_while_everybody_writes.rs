@@ -147,3 +147,26 @@ async fn across_truncates() -> Result<()> {
     world.expect_equal().await?;
     run.stop().await
 }
+
+/// Whatever its sessions are called.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_gives_way_to_the_application() -> Result<()> {
+    let world = World::embedded()?;
+    world.at_source(
+        "CREATE TABLE big (id bigint PRIMARY KEY, filler text); INSERT INTO big SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 100000) i;
+         CREATE TABLE small (id integer PRIMARY KEY); INSERT INTO small VALUES (1)",
+    )?;
+    let plan = PlanFile::new("shop", &format!("{}?application_name=etl", world.source_url()), &world.target_url());
+    let plan = plan.section("[limits]\nlock_timeout = \"500ms\"\n[verify]\nrows_per_second = 10000");
+    let crossfade = Crossfade::new(&plan)?;
+    let mut run = following(&crossfade).await?;
+    let mut slow = crossfade.start(&["verify", "--json"])?;
+    let locked = "SELECT count(*) > 0 FROM pg_locks JOIN pg_stat_activity USING (pid)
+                   WHERE relation = 'small'::regclass AND granted AND application_name LIKE 'etl verify%'";
+    until("its lock", MINUTE, || async { Ok((world.at_source(locked)? == "t").then_some(())) }).await?;
+    world.at_source("TRUNCATE small")?;
+    ensure!(slow.is_running()?, "it was through before the application got its lock");
+    let finished = slow.finish(MINUTE).await?;
+    expect_equal(&finished.json()?)?;
+    run.stop().await
+}
