@@ -50,6 +50,9 @@ pub(crate) async fn waits(session: &Session) -> Result<bool, ApplyError> {
 /// The tail has lost something and starts anew: the checkpoint goes to its beginning, and no copy counts any more.
 pub(crate) async fn tail_begins(session: &Session, source: &str, begin: &TailBegin) -> Result<(), ApplyError> {
     void(session, source, &[]).await?;
+    // What they say is in the copies to come.
+    let mends = "UPDATE crossfade.mend SET done_at = clock_timestamp() WHERE source = $1::text AND done_at IS NULL";
+    session.execute(mends, &[&source]).await?;
     session
         .execute(
             "UPDATE crossfade.checkpoint SET lsn = '0/0'::pg_lsn + $2::int8::numeric, seq = $3, tail_begin = $3, recopy = $4::text, asked = NULL,

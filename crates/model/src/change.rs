@@ -39,6 +39,20 @@ pub enum Change {
     Marker(Marker),
 }
 
+impl Change {
+    /// What its rows, names and texts take, in bytes.
+    pub fn bytes(&self) -> usize {
+        let old = |old: &Old| old.tuple().bytes().len();
+        match self {
+            Change::Insert { new, .. } => new.bytes().len(),
+            Change::Update { old: before, new, .. } => new.bytes().len() + before.as_ref().map_or(0, old),
+            Change::Delete { old: before, .. } => old(before),
+            Change::Truncate { relations, .. } => relations.len() * size_of::<Oid>(),
+            Change::Marker(marker) => marker.nonce.len() + marker.id.len() + marker.data.len(),
+        }
+    }
+}
+
 /// What the WAL holds of a row's old version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Old {

@@ -275,13 +275,14 @@ impl Default for Limits {
 }
 
 fn check_verify(entry: Option<Entry<'_>>) -> Result<Verify, Problem> {
-    const KNOWN: [&str; 4] = ["connections", "rows_per_second", "hold", "renew"];
+    const KNOWN: [&str; 5] = ["connections", "rows_per_second", "rest", "hold", "renew"];
     let mut verify = Verify::default();
     let Some(section) = entry.map(|entry| entry.section(&KNOWN)).transpose()? else { return Ok(verify) };
     for entry in section.entries() {
         match entry.key {
             "connections" => verify.connections = entry.number(1..=64)?,
             "rows_per_second" => verify.rows_per_second = Some(entry.number(1..=usize::MAX)? as u64),
+            "rest" => verify.rest = entry.number(0..=10_000)? as u32,
             "hold" => verify.hold = positive(&entry, "5s")?,
             "renew" => verify.renew = positive(&entry, "5min")?,
             _ => {}
@@ -294,7 +295,8 @@ impl Default for Verify {
     /// What holds where the plan says nothing.
     fn default() -> Self {
         Verify {
-            connections: 2,
+            // One on each side, and rest: the application that works there goes first.
+            connections: 1,
             rows_per_second: None,
             rest: 100,
             hold: Duration::from_secs(5),

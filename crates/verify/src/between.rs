@@ -161,13 +161,9 @@ impl<'a> Tail<'a> {
     }
 }
 
+/// With what stands around it.
 fn size(change: &Change) -> usize {
-    64 + match change {
-        Change::Insert { new, .. } => new.bytes().len(),
-        Change::Update { new, old, .. } => new.bytes().len() + old.as_ref().map_or(0, |old| old.tuple().bytes().len()),
-        Change::Delete { old, .. } => old.tuple().bytes().len(),
-        Change::Truncate { .. } | Change::Marker(_) => 0,
-    }
+    64 + change.bytes()
 }
 
 /// The message from which on the tail holds every transaction that committed at `since` or later, in microseconds since 1970; at most `from`. Commit times are

@@ -40,11 +40,7 @@ pub(crate) struct Notes {
 impl Notes {
     /// Takes the comparison of this id for `session`.
     pub async fn new(endpoint: &Endpoint, session: Session, id: &str) -> Result<Notes, VerifyError> {
-        if !state::take(&session, id).await? {
-            let why = "another process is at it";
-            let next = "wait for it, or stop it; then `crossfade verify --resume`";
-            return Err(Problem::new(Code::NothingToResume, "the last comparison", why, next).into());
-        }
+        take(&session, id).await?;
         Ok(Notes { endpoint: endpoint.clone(), id: id.to_owned(), session: Mutex::new(Arc::new(session)) })
     }
 
@@ -53,12 +49,20 @@ impl Notes {
         let mut session = self.session.lock().await;
         if session.is_closed() {
             let anew = pg::connect(&self.endpoint, "verify").await?;
-            // Nobody has taken it in between, or that one has no use of it: each part is noted once.
-            state::take(&anew, &self.id).await?;
+            take(&anew, &self.id).await?;
             *session = Arc::new(anew);
         }
         Ok(Arc::clone(&session))
     }
+}
+
+/// Two at one comparison would note parts over each other.
+async fn take(session: &Session, id: &str) -> Result<(), VerifyError> {
+    if state::take(session, id).await? {
+        return Ok(());
+    }
+    let next = "wait for it, or stop it; then `crossfade verify --resume`";
+    Err(Problem::new(Code::NothingToResume, "the last comparison", "another process is at it", next).into())
 }
 
 /// A source.

@@ -33,13 +33,21 @@ impl From<tokio_postgres::Error> for VerifyError {
 
 impl From<apply::ApplyError> for VerifyError {
     fn from(error: apply::ApplyError) -> Self {
-        VerifyError::Stop(error.into())
+        match error {
+            apply::ApplyError::Pg(error) => VerifyError::Pg(error),
+            apply::ApplyError::Log(error) => VerifyError::Log(error),
+            error => VerifyError::Stop(error.into()),
+        }
     }
 }
 
 impl From<capture::CaptureError> for VerifyError {
     fn from(error: capture::CaptureError) -> Self {
-        VerifyError::Stop(error.into())
+        match error {
+            capture::CaptureError::Pg(error) => VerifyError::Pg(error),
+            capture::CaptureError::Log(error) => VerifyError::Log(error),
+            error => VerifyError::Stop(error.into()),
+        }
     }
 }
 

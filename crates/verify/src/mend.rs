@@ -14,12 +14,16 @@ use crate::delta::Delta;
 use crate::error::VerifyError;
 use crate::fence::{self, Ends, Held};
 use crate::pair::{self, At, Pair};
+use crate::round::give_way;
 use crate::run::nonce;
 use crate::side::{Row, rows};
-use crate::{Job, LogAccess, state};
+use crate::{Job, LogAccess};
 
-/// Rows that are put right at a time: they are read while the tail stands still.
-const AT_ONCE: usize = 500;
+/// Rows that are put right at a time: they are read while the tail stands still, and are in memory at both ends.
+const AT_ONCE: usize = 100;
+
+/// What they may take together in the log, in bytes.
+const LARGE: usize = 32 << 20;
 
 /// Tries to bring both sides together.
 const TRIES: u32 = 10;
@@ -76,7 +80,12 @@ async fn all(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, VerifyError> {
         .into());
     }
     let target = pg::connect(&job.target, "mend").await?;
-    state::open(&target).await?;
+    let there = "SELECT to_regclass('crossfade.mend') IS NOT NULL";
+    if !apply::knows(&target, &job.plan.name).await? || !target.query_one(there, &[]).await?.get::<_, bool>(0) {
+        let why = "the target does not know of it, or apply has not run since crossfade was upgraded";
+        let next = "start `crossfade run`, or `crossfade apply`, first";
+        return Err(Problem::new(Code::NoTables, format!("plan {:?}", job.plan.name), why, next).into());
+    }
     let mut mended = Vec::new();
     for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
         for rows in wanted.iter().filter(|rows| rows.source == source.name) {
@@ -151,9 +160,10 @@ async fn some_rows(
         hold: job.plan.verify.hold,
         purpose: "mend",
     };
-    let id = uuid::Uuid::new_v4().to_string();
     let (mut tries, pairs) = (0, [pair]);
-    loop {
+    let id = loop {
+        // One of its own for each try: what an earlier one has told the log stays there.
+        let id = uuid::Uuid::new_v4().to_string();
         let taken = fence::take_with(&ends, &pairs, async |held: Held<'_>| {
             let record = truth(pair, keys, &held, &id).await?;
             let stream = log::StreamName::new(ends.plan, source, StreamKind::Copy);
@@ -164,18 +174,30 @@ async fn some_rows(
             }
             Ok(())
         });
-        match taken.await {
-            Ok(_) => break,
-            Err(error) if error.retry() && tries < TRIES => {
+        let taken = tokio::select! {
+            biased;
+            taken = taken => taken.map(|_| ()),
+            given = give_way(endpoint, ends.purpose, job.plan.limits.lock_timeout) => given,
+        };
+        let error = match taken {
+            Ok(()) => break id,
+            Err(error) => error,
+        };
+        // It may have come so far nevertheless.
+        if let Some(Outcome { done: true, why: None }) = outcome(target, source, &id).await? {
+            return Ok(None);
+        }
+        match error {
+            error if error.retry() && tries < TRIES => {
                 tries += 1;
                 tracing::info!("once more: {error}");
                 tokio::time::sleep(PAUSE * tries).await;
             }
-            Err(error) if error.retry() => return Ok(Some(error.to_string())),
-            Err(VerifyError::Still(why)) => return Ok(Some(why)),
-            Err(error) => return Err(error),
+            VerifyError::Still(why) | VerifyError::Table(_, why) => return Ok(Some(why)),
+            error if error.retry() => return Ok(Some(error.to_string())),
+            error => return Err(error),
         }
-    }
+    };
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         if let Some(Outcome { done: true, why }) = outcome(target, source, &id).await? {
@@ -213,21 +235,34 @@ async fn truth(pair: &Pair, keys: &[Vec<String>], held: &Held<'_>, id: &str) -> 
     let by_key = |row: Row| -> (Vec<String>, Row) {
         (pair.key.iter().map(|at| row[*at].clone().unwrap_or_default()).collect(), row)
     };
-    let seen = rows(held.source, &query).await?.into_iter().map(by_key).collect();
+    let seen: BTreeMap<Vec<String>, Row> = rows(held.source, &query).await?.into_iter().map(by_key).collect();
+    let also: Vec<Vec<String>> = seen.keys().cloned().collect();
     let expected = delta.expected(pair, seen)?;
-    let there = keys.iter().filter_map(|key| expected.get(key));
-    let of_key = |key: &Vec<String>| {
+    // The values' equality may take others for the keys that were asked for: all that would be taken away is put back.
+    let named: BTreeSet<&Vec<String>> = keys.iter().chain(&touched).chain(&also).chain(expected.keys()).collect();
+    let of_key = |key: &&Vec<String>| {
         let cell = |at: usize| pair.key.iter().position(|place| *place == at).map(|place| key[place].as_str());
         tuple(pair, (0..pair.columns.len()).map(cell))
     };
-    Ok(Record::Mend(Mend {
+    let mend = Mend {
         id: id.to_owned(),
         lsn: held.between.through,
         xid: held.xid,
         relation: relation(pair),
-        keys: keys.iter().map(of_key).collect(),
-        rows: there.map(|row| tuple(pair, row.iter().map(Option::as_deref))).collect(),
-    }))
+        keys: named.iter().map(of_key).collect(),
+        rows: expected.values().map(|row| tuple(pair, row.iter().map(Option::as_deref))).collect(),
+    };
+    let bytes: usize = mend.rows.iter().map(|row| row.bytes().len()).sum();
+    if bytes > LARGE {
+        let why = format!(
+            "{} rows take {} MiB: copy the table again, `crossfade recopy {}`",
+            mend.rows.len(),
+            bytes >> 20,
+            pair.table
+        );
+        return Err(VerifyError::Table(pair.table.clone(), why));
+    }
+    Ok(Record::Mend(mend))
 }
 
 /// Generated columns are nobody's to write.

@@ -226,7 +226,8 @@ pub fn text(report: &Report) -> String {
             );
         }
         for sample in table.samples.iter().take(SHOWN) {
-            text += &format!("             {}\n", line(sample));
+            // No value is to steer the terminal.
+            text += &format!("             {}\n", line(sample).replace(char::is_control, " "));
         }
     }
     let sample = report.sample.map(|sample| format!(", a sample of {sample} %")).unwrap_or_default();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use model::TableName;
+use pg::Endpoint;
 use tokio::time::Instant;
 
 use crate::delta::Delta;
@@ -42,7 +43,6 @@ pub(crate) struct Round<'a, 't> {
 pub(crate) struct Passed {
     /// What the source showed was no prefix of its commits.
     pub no_prefix: bool,
-    pub parts: usize,
 }
 
 /// Keeps to what the servers may be asked for: rows in a second, and rest after work.
@@ -94,8 +94,8 @@ impl Round<'_, '_> {
         let pairs: Vec<&Pair> = pairs.into_values().collect();
         tokio::select! {
             biased;
-            result = self.give_way(0) => result,
-            result = self.give_way(1) => result,
+            given = self.give_way(0) => Err(given),
+            given = self.give_way(1) => Err(given),
             result = self.watched(&pairs, parts, done) => result,
         }
     }
@@ -118,23 +118,25 @@ impl Round<'_, '_> {
         for pair in pairs {
             tables.insert(&pair.table, self.between(&fence, pair).await?);
         }
-        let mut passed = Passed { no_prefix: fence.between.transactions > 0, parts: 0 };
-        let closed = AtomicBool::new(false);
+        let passed = Passed { no_prefix: fence.between.transactions > 0 };
+        let (closed, any) = (AtomicBool::new(false), AtomicBool::new(false));
         let work =
             parts.iter().filter_map(|part| Some((part, tables.get(&part.pair.table)?))).map(|(part, between)| {
-                let (fence, closed, keys) = (&fence, &closed, &keys);
+                let (fence, closed, any, keys) = (&fence, &closed, &any, &keys);
                 async move {
                     self.pace.ready().await;
-                    if closed.load(Ordering::Relaxed) {
+                    // With nothing done at all it would never be.
+                    let old = begun.elapsed() > self.renew && any.load(Ordering::Relaxed);
+                    if closed.load(Ordering::Relaxed) || old {
                         return Ok(None);
                     }
-                    let begun = Instant::now();
+                    let work = Instant::now();
                     let both = self.both(fence, &part.pair, &between.delta);
                     let found = match keys.get(&part.pair.table).filter(|_| part.touched) {
                         Some(keys) => compare_keys(&both, keys, &between.judged).await?,
                         None => compare_part(&both, part, &between.judged).await?,
                     };
-                    self.pace.took(found.rows, begun.elapsed());
+                    self.pace.took(found.rows, work.elapsed());
                     Ok::<_, VerifyError>(Some((part, found)))
                 }
             });
@@ -151,10 +153,18 @@ impl Round<'_, '_> {
                 found.found.extend(rows.unwrap_or_default());
             }
             done(part, stamped(found, part, &fence)).await?;
-            passed.parts += 1;
+            any.store(true, Ordering::Relaxed);
             closed.fetch_or(begun.elapsed() > self.renew, Ordering::Relaxed);
         }
         Ok(passed)
+    }
+
+    async fn give_way(&self, end: usize) -> VerifyError {
+        match give_way(self.ends.endpoints[end], self.ends.purpose, self.lock_timeout).await {
+            Err(error) => error,
+            // It has no other end.
+            Ok(()) => VerifyError::Again("nobody looks who waits any more".to_owned()),
+        }
     }
 
     fn both<'b>(&self, fence: &'b Fence, pair: &'b Pair, delta: &'b Delta) -> Both<'b> {
@@ -168,17 +178,17 @@ impl Round<'_, '_> {
         let (found, judged) = judge_rows(&self.both(fence, pair, &delta), &keys).await?;
         Ok(Judged { delta, judged, found: Mutex::new(Some(found)) })
     }
+}
 
-    /// Ends, with an error, when somebody has waited too long for a lock that this round holds.
-    async fn give_way(&self, end: usize) -> Result<Passed, VerifyError> {
-        // Calls itself what the others do, whatever the URL makes of that.
-        let session = pg::connect_read_only(self.ends.endpoints[end], self.ends.purpose).await?;
-        let name: String = session.query_one("SELECT current_setting('application_name')", &[]).await?.get(0);
-        loop {
-            tokio::time::sleep(LOOK).await;
-            if pg::somebody_waits(&session, &name, None, self.lock_timeout).await? {
-                return Err(VerifyError::Again("somebody waited for a lock that it held".to_owned()));
-            }
+/// Ends, with an error, when somebody has waited too long for a lock that sessions of this purpose hold.
+pub(crate) async fn give_way(endpoint: &Endpoint, purpose: &str, limit: Duration) -> Result<(), VerifyError> {
+    // Calls itself what the others do, whatever the URL makes of that.
+    let session = pg::connect_read_only(endpoint, purpose).await?;
+    let name: String = session.query_one("SELECT current_setting('application_name')", &[]).await?.get(0);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if pg::somebody_waits(&session, &name, None, limit).await? {
+            return Err(VerifyError::Again("somebody waited for a lock that it held".to_owned()));
         }
     }
 }
@@ -236,6 +246,8 @@ async fn compare_keys(
     let mut found = Vec::new();
     for some in others.chunks(KEYS) {
         let (source, target) = tokio::try_join!(both.keyed(At::Source, some), both.keyed(At::Target, some))?;
+        found.extend(target.again(both.pair));
+        let (source, target) = (source.rows, target.rows);
         // The values' equality may take others for these keys, which lie between.
         let only = |rows: BTreeMap<Vec<String>, Row>| -> BTreeMap<Vec<String>, Row> {
             rows.into_iter().filter(|(key, _)| !judged.contains(key)).collect()
@@ -253,6 +265,8 @@ async fn judge_rows(
     keys: &[Vec<String>],
 ) -> Result<(Vec<Difference>, BTreeSet<Vec<String>>), VerifyError> {
     let (source, target) = tokio::try_join!(both.keyed(At::Source, keys), both.keyed(At::Target, keys))?;
+    let again = target.again(both.pair);
+    let (source, target) = (source.rows, target.rows);
     let looked_at = keys.iter().chain(source.keys()).chain(target.keys()).cloned().collect();
     let changed: BTreeSet<&Vec<String>> = keys.iter().collect();
     let mut expected = both.delta.expected(both.pair, source)?;
@@ -263,5 +277,7 @@ async fn judge_rows(
             row[at].clone_from(&theirs[at]);
         }
     }
-    Ok((compare(both.pair, &expected, &target), looked_at))
+    let mut found = compare(both.pair, &expected, &target);
+    found.extend(again);
+    Ok((found, looked_at))
 }

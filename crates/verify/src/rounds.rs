@@ -106,7 +106,10 @@ impl Comparison<'_> {
                     }
                     tables = (tables / 2).max(1);
                 }
-                error if error.retry() => give_up(&mut open, Some(&parts), &error, why),
+                error if error.retry() => {
+                    give_up(&mut open, Some(&parts), &error, why);
+                    tries = 0;
+                }
                 // What a server does not allow of one table need not keep the others from being compared.
                 VerifyError::Pg(PgError::Server(_)) if tables > 1 => tables = 1,
                 VerifyError::Pg(PgError::Server(_)) => give_up(&mut open, Some(&parts), &error, why),

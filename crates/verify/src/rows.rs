@@ -152,21 +152,23 @@ impl Both<'_> {
             let only = |rows: BTreeMap<Vec<String>, Row>| -> BTreeMap<Vec<String>, Row> {
                 rows.into_iter().filter(|(key, _)| keys.contains(key)).collect()
             };
-            found.extend(compare(self.pair, &only(source), &only(target)));
+            found.extend(compare(self.pair, &only(source.rows), &only(target.rows)));
         }
         Ok(found)
     }
 
     /// The rows with these keys, by key.
-    pub async fn keyed(&self, at: At, keys: &[Vec<String>]) -> Result<BTreeMap<Vec<String>, Row>, VerifyError> {
-        let mut found = BTreeMap::new();
+    pub async fn keyed(&self, at: At, keys: &[Vec<String>]) -> Result<Keyed, VerifyError> {
+        let mut found = Keyed::default();
         for some in keys.chunks(KEYS) {
             let among = self.pair.among(at, some.iter().map(Vec::as_slice));
             let query =
                 format!("SELECT {} FROM {} WHERE {among}", self.pair.each_cell().join(", "), self.pair.from(at));
             for row in self.side(at).rows(&query).await? {
-                let key = self.pair.key.iter().map(|at| row[*at].clone().unwrap_or_default()).collect();
-                found.insert(key, row);
+                let key: Vec<String> = self.pair.key.iter().map(|at| row[*at].clone().unwrap_or_default()).collect();
+                if found.rows.insert(key.clone(), row).is_some() {
+                    found.again.push(key);
+                }
             }
         }
         Ok(found)
@@ -246,6 +248,21 @@ impl Both<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+/// Rows by their key.
+#[derive(Default)]
+pub(crate) struct Keyed {
+    pub rows: BTreeMap<Vec<String>, Row>,
+    /// Keys that were there already: only a target that somebody else has made lets them.
+    again: Vec<Vec<String>>,
+}
+
+impl Keyed {
+    /// Rows too many.
+    pub fn again(&self, pair: &Pair) -> Vec<Difference> {
+        self.again.iter().map(|key| Difference::again(pair, key)).collect()
     }
 }
 

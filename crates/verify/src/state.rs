@@ -79,8 +79,9 @@ pub(crate) async fn begin(
         .await?;
     session
         .execute(
-            "DELETE FROM crossfade.verify WHERE ended_at IS NOT NULL AND id NOT IN (SELECT id FROM crossfade.verify ORDER BY started_at DESC LIMIT $1)",
-            &[&KEPT],
+            "DELETE FROM crossfade.verify WHERE id IN (SELECT id FROM crossfade.verify ORDER BY started_at DESC OFFSET $1)
+                AND (ended_at IS NOT NULL OR pg_try_advisory_xact_lock($2::int4, hashtext(id)))",
+            &[&KEPT, &RUNNING],
         )
         .await?;
     Ok(id)
@@ -104,7 +105,7 @@ pub(crate) struct Unfinished {
 
 /// The last one, if it was cut off.
 pub(crate) async fn unfinished(session: &Session) -> Result<Option<Unfinished>, VerifyError> {
-    let query = "SELECT id, tables, sample FROM crossfade.verify WHERE ended_at IS NULL AND NOT recheck ORDER BY started_at DESC LIMIT 1";
+    let query = "SELECT id, tables, sample FROM (SELECT * FROM crossfade.verify WHERE NOT recheck ORDER BY started_at DESC LIMIT 1) v WHERE ended_at IS NULL";
     let row = session.query_opt(query, &[]).await?;
     Ok(row.map(|row| Unfinished { id: row.get(0), tables: row.get(1), sample: row.get(2) }))
 }
@@ -240,11 +241,13 @@ pub(crate) async fn found(
 ) -> Result<Found, VerifyError> {
     let row = session
         .query_one(
-            "SELECT count(*) FILTER (WHERE done_at IS NULL OR copies IS DISTINCT FROM $5::text), coalesce(min(lsn), '0/0')::text, coalesce(min(seq), 0),
-                    coalesce(sum(rows), 0)::int8, coalesce(sum(missing), 0)::int8, coalesce(sum(extra), 0)::int8, coalesce(sum(different), 0)::int8,
-                    coalesce(bool_or(more), false), coalesce(sum(rechecked), 0)::int8, coalesce(max(held_ms), 0),
-                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE found <> '[]'), '{}'), count(*)
-               FROM crossfade.verify_part WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text",
+            "SELECT count(*) FILTER (WHERE NOT now), coalesce(min(lsn) FILTER (WHERE now), '0/0')::text, coalesce(min(seq) FILTER (WHERE now), 0),
+                    coalesce(sum(rows) FILTER (WHERE now), 0)::int8, coalesce(sum(missing) FILTER (WHERE now), 0)::int8,
+                    coalesce(sum(extra) FILTER (WHERE now), 0)::int8, coalesce(sum(different) FILTER (WHERE now), 0)::int8,
+                    coalesce(bool_or(more) FILTER (WHERE now), false), coalesce(sum(rechecked) FILTER (WHERE now), 0)::int8, coalesce(max(held_ms), 0),
+                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE now AND found <> '[]'), '{}'), count(*)
+               FROM (SELECT *, done_at IS NOT NULL AND copies IS NOT DISTINCT FROM $5::text AS now FROM crossfade.verify_part
+                      WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text) p",
             &[&id, &source, &table.schema, &table.name, &copies],
         )
         .await?;

@@ -366,12 +366,7 @@ impl Gather {
     }
 }
 
+/// With what stands around it.
 fn size(change: &Change) -> usize {
-    let old = |old: &Old| old.tuple().bytes().len();
-    64 + match change {
-        Change::Insert { new, .. } => new.bytes().len(),
-        Change::Update { old: before, new, .. } => new.bytes().len() + before.as_ref().map_or(0, old),
-        Change::Delete { old: before, .. } => old(before),
-        Change::Truncate { .. } | Change::Marker(_) => 0,
-    }
+    64 + change.bytes()
 }

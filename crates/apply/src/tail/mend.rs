@@ -37,12 +37,14 @@ pub(super) async fn next(session: &Session) -> Result<BTreeMap<Arc<str>, Lsn>, A
 
 /// Puts right what the tail, which stands at the checkpoint, has got to.
 pub(super) async fn apply(writer: &mut Writer<'_>, session: &Session, lease: Lease) -> Result<(), ApplyError> {
-    let query = "SELECT m.source, m.id, m.record, m.lsn < c.lsn FROM crossfade.mend m JOIN crossfade.checkpoint c USING (source)
+    let query = "SELECT m.source, m.id, m.lsn < c.lsn FROM crossfade.mend m JOIN crossfade.checkpoint c USING (source)
                   WHERE m.done_at IS NULL AND m.lsn <= c.lsn ORDER BY m.lsn, m.id";
     for row in session.query(query, &[]).await? {
-        let (source, id, late): (&str, &str, bool) = (row.get(0), row.get(1), row.get(3));
+        let (source, id, late): (&str, &str, bool) = (row.get(0), row.get(1), row.get(2));
+        let query = "SELECT record FROM crossfade.mend WHERE source = $1::text AND id = $2::text";
+        let record = session.query_one(query, &[&source, &id]).await?;
         lease.begin(session).await?;
-        let outcome = match tables::decode(row.get(2))? {
+        let outcome = match tables::decode(record.get(0))? {
             // What it says was so once; what came since then is not in it.
             _ if late => Some("the tail was past it before it came".to_owned()),
             Record::Mend(mend) => put_right(writer, session, source, &mend).await?,
@@ -72,11 +74,18 @@ async fn put_right(
         Err(ApplyError::Stop(problem)) => return Ok(Some(problem.to_string())),
         Err(error) => return Err(error),
     };
-    if target.copied.sees(mend.xid) {
-        return Ok(None);
+    match copies_that_see(session, source, &target, mend).await? {
+        (0, _) => {}
+        (seen, all) if seen == all => return Ok(None),
+        _ => return Ok(Some("some of the partitions that lead into its table were copied later".to_owned())),
     }
     session.batch_execute("SAVEPOINT mend").await?;
-    match writer.replace(&target, &mend.keys, &mend.rows).await {
+    let replaced = async {
+        writer.replace(&target, &mend.keys, &mend.rows).await?;
+        // Not at the commit, where it could not be undone alone.
+        Ok::<_, ApplyError>(session.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await?)
+    };
+    match replaced.await {
         Ok(()) => Ok(None),
         Err(error) if error.is_row() => {
             session.batch_execute("ROLLBACK TO mend").await?;
@@ -84,4 +93,22 @@ async fn put_right(
         }
         Err(error) => Err(error),
     }
+}
+
+/// How many of the copies that lead into a table see the transaction, and are younger than what is said, and how many there are.
+async fn copies_that_see(
+    session: &Session,
+    source: &str,
+    target: &target::Target,
+    mend: &Mend,
+) -> Result<(usize, usize), ApplyError> {
+    let query = "SELECT begin FROM crossfade.tables WHERE source = $1::text AND into_schema = $2::text AND into_name = $3::text AND epoch > 0";
+    let rows = session.query(query, &[&source, &target.into.schema, &target.into.name]).await?;
+    let mut seen = 0;
+    for row in &rows {
+        if let Record::TableBegin(begin) = tables::decode(row.get(0))? {
+            seen += usize::from(begin.snapshot.sees(mend.xid));
+        }
+    }
+    Ok((seen, rows.len()))
 }

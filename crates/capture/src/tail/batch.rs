@@ -1,6 +1,6 @@
 use std::collections::{HashSet, VecDeque};
 
-use model::{Batch, Change, Lsn, Oid, Old, Part, Relation, Xid};
+use model::{Batch, Change, Lsn, Oid, Part, Relation, Xid};
 
 /// Size of a full batch: large enough that a message's own cost does not count, small enough to be read at once.
 const FULL: usize = 256 << 10;
@@ -134,15 +134,9 @@ impl Packer {
 const PART: usize = 48;
 const COLUMN: usize = 16;
 
+/// With what stands around it.
 fn size(change: &Change) -> usize {
-    let old = |old: &Old| old.tuple().bytes().len();
-    16 + match change {
-        Change::Insert { new, .. } => new.bytes().len(),
-        Change::Update { old: before, new, .. } => new.bytes().len() + before.as_ref().map_or(0, old),
-        Change::Delete { old: before, .. } => old(before),
-        Change::Truncate { relations, .. } => relations.len() * 6,
-        Change::Marker(marker) => marker.nonce.len() + marker.id.len(),
-    }
+    16 + change.bytes()
 }
 
 #[cfg(test)]

@@ -137,6 +137,12 @@ impl Visit<'_> {
     }
 
     /// Keeps what was written.
+    /// Deferred constraints and their triggers are not left to the commit.
+    pub(super) async fn immediately(&self) -> Result<(), Problem> {
+        let set = self.transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await;
+        set.map_err(|error| self.refused(error))
+    }
+
     pub(super) async fn commit(self) -> Result<(), Problem> {
         let Visit { transaction, place } = self;
         transaction.commit().await.map_err(|error| refused(&place, error))

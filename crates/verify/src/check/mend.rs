@@ -29,6 +29,8 @@ pub(super) async fn mend(
         let Statement { sql, values, .. } = Statement::of(&visit, statement, tenant).await?;
         written += Rows::start(&visit, &sql, &values).await?.finish().await?;
     }
+    // What waits for the end of the transaction is part of what the check looks at.
+    visit.immediately().await?;
     let left = query(check, sql, tenant, &visit).await?;
     if left.count > 0 {
         return Ok(Mended::No(left));
