@@ -386,3 +386,25 @@ async fn while_nothing_runs_it_says_so() -> Result<()> {
     ensure!(report["why"] == why[0], "{report:#}");
     Ok(())
 }
+
+/// A sample says so, and is never taken for the whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_is_no_verdict_on_the_whole() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(
+        "CREATE TABLE big (id bigint PRIMARY KEY, filler text); INSERT INTO big SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 150000) i;
+         CREATE TABLE small (id integer PRIMARY KEY); INSERT INTO small VALUES (1)",
+    )?;
+    let crossfade = world.crossfade()?;
+    let mut run = following(&crossfade).await?;
+    let report = verify(&crossfade, &["--sample", "40"]).await?;
+    let rows = report["tables"][0]["rows"].as_u64().unwrap_or_default();
+    ensure!(report["verdict"] == "equal" && report["sample"] == 40.0 && (1..150_000).contains(&rows), "{report:#}");
+    ensure!(report["tables"][1]["rows"] == 1, "a small table is compared whole: {report:#}");
+    let verdicts = world.at_target("SELECT string_agg(sample::text, ' ') FROM crossfade.verdict")?;
+    ensure!(verdicts == "40 40", "{verdicts}");
+    // What was not looked at may be anything: nothing builds on a sample.
+    let report = verify(&crossfade, &["--recheck"]).await?;
+    ensure!(report["tables"][0]["rows"] == 150_000, "{report:#}");
+    run.stop().await
+}

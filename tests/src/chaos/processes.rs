@@ -153,10 +153,16 @@ impl Processes {
         for running in self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()) {
             running.term()?;
         }
-        for slot in &mut self.slots {
-            if let Some(mut running) = slot.running.take() {
-                let status = running.wait(STOP).await?;
-                ensure!(status.success(), "{} ended with {status} after SIGTERM", slot.command);
+        for at in 0..self.slots.len() {
+            let slot = &mut self.slots[at];
+            let Some(mut running) = slot.running.take() else { continue };
+            let status = running.wait(STOP).await?;
+            let code = running.error_code();
+            // One that stood still may find out just now that it was replaced.
+            let refused = code.as_deref() == Some("writer_refused");
+            ensure!(status.success() || refused, "{} ended with {status} after SIGTERM", slot.command);
+            if refused {
+                self.judge(at, status, code)?;
             }
         }
         Ok(())
