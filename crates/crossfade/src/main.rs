@@ -62,7 +62,7 @@ enum Command {
         /// Go on with the last comparison, which was cut off.
         #[arg(long, conflicts_with_all = ["tables", "sample"])]
         resume: bool,
-        /// Of tables that were equal compare only the rows that were changed since.
+        /// Of tables that were equal compare only the rows that were changed at the source since; what was changed at the target alone is not seen.
         #[arg(long, conflicts_with_all = ["sample", "resume"])]
         recheck: bool,
         /// Show no values but those of keys.

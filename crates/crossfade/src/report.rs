@@ -1,7 +1,8 @@
 //! What people read on the terminal, and scripts from stdout.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -57,18 +58,21 @@ fn one_line(text: &str) -> String {
 /// Puts a report into the plan's `state.dir`/reports. That it cannot be kept is no reason for a command to fail.
 pub(crate) fn keep(plan: &Plan, command: &str, document: &Value) {
     let file = file(plan, command, "json");
-    if let Err(error) = folder(&file).and_then(|()| std::fs::write(&file, format!("{document:#}\n"))) {
+    let written = create(&file).and_then(|mut open| open.write_all(format!("{document:#}\n").as_bytes()));
+    if let Err(error) = written {
         tracing::warn!("the report is not kept: {}: {error}", file.display());
     }
 }
 
 fn file(plan: &Plan, command: &str, kind: &str) -> PathBuf {
-    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string().replace(':', "");
+    let now = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string().replace(':', "");
     plan.state_dir.join("reports").join(format!("{now}-{command}.{kind}"))
 }
 
-fn folder(file: &Path) -> std::io::Result<()> {
-    file.parent().map_or(Ok(()), std::fs::create_dir_all)
+/// A report has rows of the databases in it: it is for nobody else on this machine.
+fn create(file: &Path) -> std::io::Result<File> {
+    file.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)
 }
 
 /// A report that is written as it comes, a JSON document a line. The file is there once it has one.
@@ -86,7 +90,7 @@ impl Lines {
     /// Adds a line. That it cannot be kept is said once, and no reason for a command to fail.
     pub(crate) fn write(&self, line: &Value) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(file) = open.get_or_insert_with(|| folder(&self.path).and_then(|()| File::create(&self.path))) else {
+        let Ok(file) = open.get_or_insert_with(|| create(&self.path)) else {
             return;
         };
         if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {

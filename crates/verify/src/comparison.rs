@@ -257,7 +257,11 @@ impl<'a> Comparison<'a> {
             different: found.different.unsigned_abs(),
             more: found.more,
             rechecked: found.rechecked.unsigned_abs(),
-            samples: found.samples,
+            // Found by a run that was cut off, they may have their values.
+            samples: match self.options.mask {
+                true => found.samples.into_iter().map(Difference::masked).collect(),
+                false => found.samples,
+            },
         };
         self.totals.held_ms.fetch_max(found.held_ms.unsigned_abs(), Ordering::Relaxed);
         state::judge(&notes, self.id, self.sample, table, found.seq, copies, &report).await?;

@@ -180,13 +180,21 @@ impl Difference {
     /// The same without the values of its columns; the key's stay.
     pub(crate) fn masked(mut self) -> Difference {
         let mask = |value: Option<Option<String>>| {
-            value.map(|value| value.map(|text| format!("({} characters)", text.chars().count())))
+            value.map(|value| {
+                value.map(|text| if is_mask(&text) { text } else { format!("({} characters)", text.chars().count()) })
+            })
         };
         for values in self.columns.values_mut() {
             *values = Values { source: mask(values.source.take()), target: mask(values.target.take()) };
         }
         self
     }
+}
+
+/// Whether it is what [`Difference::masked`] has made of a value, or as good as that.
+fn is_mask(text: &str) -> bool {
+    let inner = text.strip_prefix('(').and_then(|text| text.strip_suffix(" characters)"));
+    inner.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Of a value, in characters: what a person looks at, and what can be kept of thousands.

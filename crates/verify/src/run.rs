@@ -117,7 +117,7 @@ async fn unfinished(target: &Session) -> Result<(String, Vec<TableName>, Option<
         return Err(Problem::new(
             Code::NothingToResume,
             "the last comparison",
-            "none was cut off, or it is running still",
+            "it was not cut off: only the last one can be gone on with, and a later one takes its place",
             "start one: `crossfade verify`",
         )
         .into());

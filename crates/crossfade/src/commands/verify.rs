@@ -16,7 +16,10 @@ pub(crate) async fn run(plan: Arc<Plan>, options: Options, output: Output) -> Re
         rows.write(&line(source, table, difference));
     };
     let report = verify::run(&job, &options, &found).await?;
-    let document = document(&report)?;
+    let mut document = document(&report)?;
+    if let Some(file) = rows.file() {
+        document["rows_file"] = file.display().to_string().into();
+    }
     if output.json {
         output.print(&document);
     } else {
