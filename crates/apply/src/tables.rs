@@ -59,7 +59,7 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
     let Some(row) = row.filter(|row| row.get::<_, i32>(0) != 0) else { return Ok(()) };
     let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let Record::TableBegin(begin) = decode(row.get::<_, &[u8]>(3))? else { return Ok(()) };
-    let only = only(session, &into).await?;
+    let only = pg::catalog::only(session, &into).await?;
     let bound = if into == *table || begin.partition_bound.is_empty() { "true" } else { &begin.partition_bound };
     // TRUNCATE refuses a table that others refer to, even where they are empty.
     let referred: bool = session
@@ -76,13 +76,6 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
     session.batch_execute(&statement).await?;
     model::failpoint!("epoch_emptied");
     Ok(())
-}
-
-/// `ONLY ` for an ordinary table, whose inheritance children are tables of their own; nothing for a partitioned one, which has no rows
-/// but its partitions'.
-pub(crate) async fn only(session: &Session, table: &TableName) -> Result<&'static str, ApplyError> {
-    let query = "SELECT coalesce((SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1::text)), false)";
-    Ok(if session.query_one(query, &[&table.quoted()]).await?.get(0) { "ONLY " } else { "" })
 }
 
 /// The log's `TableBegin`, as the state keeps it.

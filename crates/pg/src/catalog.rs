@@ -170,6 +170,16 @@ fn table(row: &tokio_postgres::Row) -> Table {
     }
 }
 
+/// `ONLY ` for an ordinary table, whose inheritance children are tables of their own; nothing for a partitioned one, which has no rows
+/// but its partitions'.
+///
+/// # Errors
+/// The query fails.
+pub async fn only(client: &Client, table: &TableName) -> Result<&'static str, tokio_postgres::Error> {
+    let query = "SELECT coalesce((SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1::text)), false)";
+    Ok(if client.query_one(query, &[&table.quoted()]).await?.get(0) { "ONLY " } else { "" })
+}
+
 /// A column of a table that apply writes to.
 #[derive(Clone, Debug)]
 pub struct TargetColumn {

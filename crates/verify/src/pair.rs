@@ -260,13 +260,7 @@ async fn pair(
             return Ok(Err(format!("the role lacks SELECT on it at the {side}")));
         }
     }
-    let row = target
-        .query_one(
-            "SELECT coalesce((SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1::text)), false)",
-            &[&table.quoted()],
-        )
-        .await?;
-    let only = if row.get(0) { "ONLY " } else { "" };
+    let only = catalog::only(target, &table).await?;
     let sources = group.iter().map(|begin| begin.table.clone()).collect();
     Ok(Ok(Pair { table, sources, columns, key, only }))
 }

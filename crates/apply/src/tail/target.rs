@@ -124,7 +124,7 @@ pub(super) async fn find(session: &Session, source: &str, relation: &Relation) -
         })?);
     }
     let bound = (into != *table).then(|| begin.partition_bound.clone());
-    let only = tables::only(session, &into).await?;
+    let only = pg::catalog::only(session, &into).await?;
     Ok(Some(Target { into, only, columns, identity: identity(relation, &begin), copied: begin.snapshot, bound }))
 }
 
