@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::mixed::{self, Writers};
-use crossfade_tests::{Crossfade, Nats, Running, Shutdown, World, until};
+use crossfade_tests::{Crossfade, Nats, Running, Shutdown, World, lag, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -103,6 +103,49 @@ async fn the_log_put_back_to_its_state_of_a_moment_ago() -> Result<()> {
     ends_equal(&world, &crossfade, &mut run, writers).await?;
     ensure!(world.at_target("SELECT max(epoch) FROM crossfade.tables")? == "1", "it was copied again");
     run.stop().await
+}
+
+/// Filled again, the log has fewer messages: the number that the target stands at is not there, or is another one's. That is no lag of zero.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_told_of_a_log_that_was_filled_again() -> Result<()> {
+    let mut world = World::with_nats()?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY)")?;
+    let crossfade = Crossfade::new(&world.plan().log_lines("sync = \"120s\""))?;
+    let mut capture = crossfade.start(&["capture"])?;
+    let mut apply = crossfade.start(&["apply"])?;
+    crossfade.wait_for_phase(&mut apply, "following", MINUTE).await?;
+    nats(&mut world)?.stop()?;
+    nats(&mut world)?.keep("before")?;
+    nats(&mut world)?.boot()?;
+    for id in 0..100 {
+        world.at_source(&format!("INSERT INTO t VALUES ({id})"))?;
+    }
+    crossfade.wait_for_lag_zero(&mut apply, MINUTE).await?;
+    capture.kill9()?;
+    apply.kill9()?;
+    nats(&mut world)?.stop()?;
+    nats(&mut world)?.put_back("before")?;
+    nats(&mut world)?.boot()?;
+    let shorter = crossfade.status().await?;
+    ensure!(lag(&shorter).is_none(), "the log lacks what the target has: {shorter:#}");
+    world.at_source("INSERT INTO t VALUES (100); INSERT INTO t VALUES (101)")?;
+    world.at_source("INSERT INTO t VALUES (102)")?;
+    let mut capture = crossfade.start(&["capture"])?;
+    let filled = |status: &serde_json::Value| {
+        let warned = |code| status["warnings"].as_array().is_some_and(|all| all.iter().any(|one| one["code"] == code));
+        !warned("capture_down") && !warned("capture_behind")
+    };
+    let told = crossfade.wait_for(&mut capture, "a log filled again", MINUTE, filled).await?;
+    let tail = nats(&mut world)?.stream("_TAIL")?;
+    let last = nats(&mut world)?.last(&tail)?;
+    let stood: u64 = world.at_target("SELECT seq FROM crossfade.checkpoint")?.parse()?;
+    ensure!(last < stood, "the log has {last} messages, the target stood at {stood}: nothing was shown");
+    ensure!(lag(&told).is_some_and(|(bytes, _, transactions)| bytes > 0 && transactions >= 2), "{told:#}");
+    let mut apply = crossfade.start(&["apply"])?;
+    crossfade.wait_for_lag_zero(&mut apply, MINUTE).await?;
+    world.expect_equal().await?;
+    apply.stop().await?;
+    capture.stop().await
 }
 
 /// Its rows are in the target, and another target would need them.

@@ -38,8 +38,11 @@ pub(crate) async fn read(
     seq: Seq,
 ) -> Result<Backlog, LogError> {
     let mut backlog = Backlog { logged: logged(log, name, state).await?, ..Backlog::default() };
-    // Later parts of the message that the checkpoint names may not be applied.
-    let from = seq.max(state.first).max(Seq(1));
+    let known = applied == Lsn::ZERO || stands(log, name, applied, seq).await?;
+    // Later parts of the message that the checkpoint names may not be applied. Where the log lost its end and was filled again, the message
+    // with that number is another one: what is missing is among the last ones.
+    let from = if known { seq } else { Seq((state.last.0 + 1).saturating_sub(READ)) }.max(state.first).max(Seq(1));
+    let mut before = known || from <= state.first;
     let mut newest = applied;
     let until = state.last.0.min(from.0.saturating_add(READ - 1));
     let mut records =
@@ -52,6 +55,7 @@ pub(crate) async fn read(
         let Some(Record::Batch(batch)) = record? else { continue };
         for part in batch.parts {
             changes += part.changes.len();
+            before |= part.end_lsn.is_some_and(|end| end <= applied);
             // What a new writer repeats counts once.
             if let Some(end) = part.end_lsn.filter(|end| *end > newest) {
                 newest = end;
@@ -67,7 +71,17 @@ pub(crate) async fn read(
         backlog.transactions = backlog.transactions.max(1);
         backlog.estimated = true;
     }
+    backlog.estimated |= !before && backlog.transactions > 0;
     Ok(backlog)
+}
+
+/// Message `seq` is the one that the checkpoint takes it for: the one with its commit, or the one with which the tail began anew.
+async fn stands(log: &dyn Log, stream: &StreamName, applied: Lsn, seq: Seq) -> Result<bool, LogError> {
+    Ok(match get(log, stream, seq).await? {
+        Some(Record::Batch(batch)) => batch.parts.iter().any(|part| part.end_lsn == Some(applied)),
+        Some(Record::Writer(writer)) => writer.anew,
+        _ => false,
+    })
 }
 
 /// The last position that a record names.

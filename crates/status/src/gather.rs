@@ -286,7 +286,9 @@ fn lag(
     clock: i64,
 ) -> Lag {
     let (Some(backlog), true) = (backlog, target_known) else { return Lag::default() };
-    let complete = now.is_some_and(|now| now.sent);
+    // A log that ends before what was applied has lost its end, and is about to be filled again.
+    let short = backlog.logged.zip(checkpoint).is_some_and(|(logged, checkpoint)| logged < checkpoint.lsn);
+    let complete = now.is_some_and(|now| now.sent) && !short;
     let pending = backlog.transactions > 0 || backlog.oldest.is_some();
     // Before anything is applied, what is missing begins where the slot does.
     let applied = checkpoint.map(|checkpoint| checkpoint.lsn).filter(|lsn| *lsn > Lsn::ZERO);
