@@ -62,9 +62,9 @@ impl World {
         self.source.psql(DATABASE, sql)
     }
 
-    /// Runs SQL at the target by `psql`.
+    /// Runs SQL at the target by `psql`, past its fence: as somebody who writes there behind crossfade's back.
     pub fn at_target(&self, sql: &str) -> Result<String> {
-        self.target.psql(DATABASE, sql)
+        self.target.psql(DATABASE, &format!("SET session_replication_role = replica;\n{sql}"))
     }
 
     /// Waits until copy and tail are joined, by what the target says of itself.

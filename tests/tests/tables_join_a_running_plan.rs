@@ -70,7 +70,11 @@ async fn its_changes_are_held_until_its_copy_is_in() -> Result<()> {
     let crossfade = followed(&world, true).await?;
     // No row of b enters the target.
     let lock = world.target.client("app").await?;
-    lock.batch_execute("BEGIN; LOCK TABLE b IN SHARE MODE").await?;
+    world.at_target(
+        "CREATE FUNCTION waits() RETURNS bool LANGUAGE sql VOLATILE AS 'SELECT pg_advisory_xact_lock_shared(1) IS NOT NULL';
+         ALTER TABLE b ADD CONSTRAINT waits CHECK (public.waits())",
+    )?;
+    lock.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(1)").await?;
     let mut run = crossfade.start(&["run"])?;
     let observer = world.target.client("app").await?;
     let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%apply copy' AND wait_event_type = 'Lock'";

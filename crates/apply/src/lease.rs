@@ -7,6 +7,7 @@ use std::time::Duration;
 use pg::{Endpoint, Session};
 
 use crate::ApplyError;
+use crate::state::TARGET;
 
 /// How often a process says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
@@ -46,7 +47,7 @@ async fn alive(session: &Session, worker: &str) -> Result<(), ApplyError> {
 }
 
 /// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backends
-/// are terminated first, so that nothing of it is still under way. `held` is the last one that this process had: over a connection that it has
+/// are terminated first, so that nothing of it is still under way. Once a cutover has opened the target to the application, nobody gets it. `held` is the last one that this process had: over a connection that it has
 /// given up, that is held by nobody. The server may not know for hours that the other end is gone, and this process's own heartbeat
 /// would keep it from being silent.
 ///
@@ -58,13 +59,14 @@ pub(crate) async fn acquire(session: &Session, worker: &str, held: &Held) -> Res
     let before = held.0.load(Ordering::Relaxed);
     let row = session
         .query_one(
-            "SELECT l.token, l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
-                    OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true) AS free,
+            "SELECT l.token, (l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
+                    OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true))
+                    AND NOT EXISTS (SELECT FROM crossfade.fence f WHERE f.side = $3::text AND f.opened >= f.closed) AS free,
                     CASE WHEN a.pid IS NOT NULL THEN l.worker END AS silent, l.worker, l.taken_from
                FROM crossfade.lease l
                LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
                LEFT JOIN crossfade.worker w ON w.worker = l.worker",
-            &[&STALE, &before],
+            &[&STALE, &before, &TARGET],
         )
         .await?;
     let (token, free): (i64, bool) = (row.get(0), row.get(1));
@@ -125,8 +127,12 @@ impl Lease {
         }
         session.batch_execute("ROLLBACK").await?;
         model::failpoint!("lease_lost");
-        let holder = session.query_one("SELECT coalesce(worker, 'nobody') FROM crossfade.lease", &[]).await?;
-        Err(ApplyError::LeaseLost(holder.get(0)))
+        let query = "SELECT coalesce(worker, 'nobody'), EXISTS (SELECT FROM crossfade.fence WHERE side = $1::text AND opened >= closed) FROM crossfade.lease";
+        let row = session.query_one(query, &[&TARGET]).await?;
+        if row.get(1) {
+            return Err(ApplyError::Again("the application writes to the target since the cutover".to_owned()));
+        }
+        Err(ApplyError::LeaseLost(row.get(0)))
     }
 
     /// Gives it up, so that another process need not wait.

@@ -104,6 +104,12 @@ CREATE TABLE IF NOT EXISTS crossfade.mend (
     PRIMARY KEY (source, id));
 ";
 
+/// The target as `crossfade.fence` names it.
+pub const TARGET: &str = "target";
+
+/// What somebody is told who writes to the target before a cutover.
+const NOT_YET: &str = "This database is the target of a migration, and gets its rows from there: write to the source until `crossfade cutover` has been run.";
+
 /// Any number, the same in every version: taken while the schema is created.
 const CREATE_LOCK: i64 = 0x63_66_73_74;
 
@@ -166,6 +172,7 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
     let (name, nonce): (String, String) = (row.get(0), row.get(1));
     if name == header.plan {
         session.batch_execute(LATER).await?;
+        pg::fence::create(session, &name, TARGET, pg::fence::FROM_THE_START, NOT_YET).await?;
     }
     session.batch_execute("COMMIT").await?;
     model::failpoint!("state_opened");

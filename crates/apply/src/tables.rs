@@ -4,6 +4,7 @@ use model::{Code, Problem, Record, TableBegin, TableEnd, TableName};
 use pg::Session;
 
 use crate::ApplyError;
+use crate::state::TARGET;
 
 /// Notes that a table's copy has begun in the log. Says whether the one before is void.
 pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin) -> Result<bool, ApplyError> {
@@ -21,8 +22,16 @@ pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin)
             &[&source, &schema, &name, &into.schema, &into.name, &epoch, &&encoded[..], &rows, &bytes],
         )
         .await?;
+    enclose(session, &into).await?;
     model::failpoint!("epoch_announced");
     Ok(row.get(0))
+}
+
+/// From the start nobody else writes to it.
+async fn enclose(session: &Session, into: &TableName) -> Result<(), ApplyError> {
+    let relations = pg::fence::bare(session, std::slice::from_ref(into)).await?;
+    session.batch_execute(&pg::fence::enclose(&relations, TARGET, pg::fence::FROM_THE_START, false)).await?;
+    Ok(())
 }
 
 /// Where a table's rows go: to the table of its name, or, a partition's, to that of its root.

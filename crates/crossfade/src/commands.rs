@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod capture;
 pub(crate) mod complete;
+pub(crate) mod cutover;
 pub(crate) mod init;
 pub(crate) mod reconcile;
 pub(crate) mod recopy;

@@ -69,6 +69,27 @@ enum Command {
         #[arg(long)]
         mask: bool,
     },
+    /// Make the target the writable side: close the source to writes, wait until the target has everything, open the target.
+    Cutover {
+        /// Look only: what is in the way, and for how long nobody could write.
+        #[arg(long)]
+        dry_run: bool,
+        /// Cancel the cutover that is under way, whoever runs it, unless it is decided.
+        #[arg(long, conflicts_with = "dry_run")]
+        cancel: bool,
+        /// How long it may take; then it is cancelled.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30s")]
+        timeout: Duration,
+        /// How far the target may be behind the source at the beginning.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5s")]
+        max_lag: Duration,
+        /// How long ago each table may have been compared.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "24h")]
+        max_verify_age: Duration,
+        /// What is written to the target afterwards need not be carried back to the source.
+        #[arg(long)]
+        no_way_back: bool,
+    },
     /// Copy everything, or the named tables, again into the same log and target: the way out where something is lost.
     Recopy {
         /// Tables, as schema.table; a partitioned one stands for its partitions. None for everything.
@@ -160,12 +181,23 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
         | Command::Survey
         | Command::Status { .. }
         | Command::Verify { .. }
+        | Command::Cutover { .. }
         | Command::Recopy { .. }
         | Command::Reconcile { .. }
         | Command::Complete { .. } => None,
     };
     if let Some(result) = served {
         return result.map_or_else(|problem| output.failed(&problem), |()| 0);
+    }
+    if let Command::Cutover { dry_run, cancel, timeout, max_lag, max_verify_age, no_way_back } = arguments.command {
+        let options = cutover::Options { dry_run, timeout, max_lag, max_verify_age, no_way_back };
+        // It undoes itself when it is told to stop: the source must not stay closed.
+        let ended = match plan() {
+            Ok(plan) => commands::cutover::run(plan, &options, cancel, &token, output).await,
+            Err(problem) => Err(problem),
+        };
+        let code = ended.unwrap_or_else(|problem| output.failed(&problem));
+        return if token.is_cancelled() && code != 0 { stop.exit_code() } else { code };
     }
     let once = async {
         match arguments.command {
@@ -182,7 +214,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
-            Command::Run | Command::Capture | Command::Apply => Ok(0),
+            Command::Run | Command::Capture | Command::Apply | Command::Cutover { .. } => Ok(0),
         }
     };
     tokio::select! {

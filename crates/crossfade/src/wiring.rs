@@ -8,6 +8,7 @@ use model::{Code, Identity, Problem};
 use offsets::Store;
 use pg::Endpoint;
 use plan::{Plan, Source};
+use tokio_util::sync::CancellationToken;
 
 /// Makes the state folder, and sees that it can be written.
 pub(crate) fn state_dir(plan: &Plan) -> Result<(), Problem> {
@@ -150,6 +151,19 @@ pub(crate) async fn comparison(plan: &Arc<Plan>) -> Result<verify::Job, Problem>
             plan::Log::Nats { .. } => verify::LogAccess::Live(open_log(plan).await?),
         },
         plan: Arc::clone(plan),
+    })
+}
+
+/// Opens a source again that a cutover has closed and left; runs until `stop`, beside the parts of a process.
+pub(crate) fn guard(
+    plan: &Arc<Plan>,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = Result<(), Problem>> + use<>, Problem> {
+    let sources = plan.sources.iter().map(source).collect::<Result<_, _>>()?;
+    let guard = cutover::guard(Arc::clone(plan), sources, target(plan)?);
+    Ok(async move {
+        stop.run_until_cancelled(guard).await;
+        Ok(())
     })
 }
 

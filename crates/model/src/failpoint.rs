@@ -5,16 +5,24 @@
 //! passages, `FAILPOINTS=chunk_appended=3*off->return`. An abort, no panic: a panic would end one task, and the rest of the process would tidy up.
 //!
 //! In builds without debug assertions, releases among them, the macro expands to nothing, and of the rest of this module only the names are left.
-//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over all of them.
+//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over those of a migration, `tests/tests/a_cutover_is_whole_or_not_at_all.rs` over those of a cutover.
 
 macro_rules! names {
-    ($($(#[doc = $doc:literal])+ $name:literal,)+) => {
-        /// Every name, each with what it stands behind. Each stands in the code once.
-        pub const ALL: &[(&str, &str)] = &[$(($name, concat!($($doc),+).trim_ascii())),+];
+    ($(#[doc = $what:literal])+ $list:ident: $($(#[doc = $doc:literal])+ $name:literal,)+) => {
+        $(#[doc = $what])+
+        pub const $list: &[(&str, &str)] = &[$(($name, concat!($($doc),+).trim_ascii())),+];
     };
 }
 
+/// Every name, each with what it stands behind. Each stands in the code once.
+pub fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    MIGRATION.iter().chain(CUTOVER)
+}
+
 names! {
+    /// Those on the way of a migration, from its first start until it follows, and of its end.
+    MIGRATION:
+
     // Capture, before its first row.
     /// The copy stream is there, the source's others are not.
     "copy_stream_created",
@@ -170,16 +178,69 @@ names! {
     "stream_removed",
 }
 
+names! {
+    /// Those of a cutover.
+    CUTOVER:
+
+    // Up to the decision.
+    /// The journal has the epoch.
+    "cutover_begun",
+    /// The source has its triggers, which do nothing yet.
+    "fence_prepared",
+    /// The journal says that the source is being closed.
+    "cutover_fencing",
+    /// The triggers are enabled, in an open transaction that holds all locks.
+    "fence_written",
+    /// The source takes no writes.
+    "fence_closed",
+    /// The journal says so.
+    "cutover_fenced",
+    /// The marker behind the last write is in the source's WAL.
+    "drain_marker_emitted",
+    /// The journal says that the target has everything.
+    "cutover_drained",
+    /// The target's sequences are where the source's are.
+    "sequences_set",
+    /// The journal is ready for the decision.
+    "cutover_prepared",
+    /// The decision is written, in an open transaction.
+    "decision_written",
+
+    // Behind it.
+    /// The target takes writes.
+    "decision_committed",
+    /// The application is led over.
+    "application_routed",
+    /// The journal says so.
+    "cutover_routed",
+
+    // Giving up.
+    /// Earlier leaders can do nothing at a source any more.
+    "cancel_leads",
+    /// Nor in the journal.
+    "cancel_leads_journal",
+    /// The journal says that it is cancelled.
+    "cancel_decided",
+    /// The source takes writes again.
+    "source_reopened",
+
+    // `crossfade complete`.
+    /// The source has no fence any more.
+    "source_fence_removed",
+    /// The source's schema `crossfade` is gone.
+    "source_schema_dropped",
+}
+
 /// Arms what the environment variable `FAILPOINTS` names.
 ///
 /// # Errors
-/// A name that is not in [`ALL`], or an action that is none: a test that arms nothing would show nothing.
+/// A name that is not in [`all`], or an action that is none: a test that arms nothing would show nothing.
 #[cfg(debug_assertions)]
 pub fn arm() -> Result<(), String> {
     let Ok(points) = std::env::var("FAILPOINTS") else { return Ok(()) };
     for point in points.split(';').filter(|point| !point.trim().is_empty()) {
         let (name, action) = point.split_once('=').ok_or_else(|| format!("{point:?} names no action"))?;
-        if !ALL.iter().any(|(known, _)| *known == name) {
+        if !all().any(|(known, _)| *known == name) {
             return Err(format!("there is no failpoint {name:?}"));
         }
         fail::cfg(name, action)?;

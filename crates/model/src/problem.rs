@@ -179,6 +179,16 @@ codes! {
     SourceChanged = "source_changed", exit 1;
     /// The log holds something that this version cannot read.
     LogDamaged = "log_damaged", exit 1;
+    /// Something is in the way of a cutover.
+    CutoverRefused = "cutover_refused", exit 1;
+    /// A cutover was given up before its decision; the source takes writes again.
+    CutoverCancelled = "cutover_cancelled", exit 1;
+    /// Another process has taken over the cutover.
+    Overtaken = "overtaken", exit 1;
+    /// Whether a cutover was decided cannot be known while the target cannot be reached.
+    OutcomeUnknown = "outcome_unknown", exit 2;
+    /// A command of the plan failed.
+    HookFailed = "hook_failed", exit 1;
     /// A check of the plan could not be run.
     CheckFailed = "check_failed", exit 2;
     /// A defect of crossfade, or a case that nobody has thought of.

@@ -5,6 +5,7 @@
 //! - [`Replication`], [`ReplicationStream`]: a replication connection of our own, on postgres-protocol
 //! - [`pgoutput`]: what travels on it, decoded
 //! - [`catalog`]: which tables there are and what they look like
+//! - [`fence`]: what keeps the application from writing
 //! - [`somebody_waits`]: whether the application waits for locks of ours
 //! - [`PgError`], [`policy`]: what a failure means, and whether to try again
 //!
@@ -15,6 +16,7 @@ pub mod catalog;
 mod connect;
 mod endpoint;
 mod error;
+pub mod fence;
 pub mod pgoutput;
 mod replication;
 mod settings;

@@ -8,7 +8,9 @@ use model::{Code, Problem, TableName};
 
 use crate::server::Server;
 use crate::written::{Entry, File, Section};
-use crate::{Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target, Verify};
+use crate::{
+    Cutover, Hooks, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target, Verify,
+};
 
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
 
@@ -22,7 +24,8 @@ const LEAST_LOG: u64 = 16 << 20;
 pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let file = File::new(path, text);
     let table = file.parse()?;
-    const KNOWN: [&str; 9] = ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "check"];
+    const KNOWN: [&str; 10] =
+        ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check"];
     let top = Section::top(&file, table.get_ref(), &KNOWN)?;
 
     let name =
@@ -49,6 +52,7 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
         verify: check_verify(top.get("verify"))?,
+        cutover: check_cutover(top.get("cutover"))?,
         checks: top.get("check").map(|entry| questions::check(&entry, &sources)).transpose()?.unwrap_or_default(),
         sources,
     })
@@ -302,6 +306,46 @@ impl Default for Verify {
             hold: Duration::from_secs(5),
             renew: Duration::from_secs(300),
         }
+    }
+}
+
+fn check_cutover(entry: Option<Entry<'_>>) -> Result<Cutover, Problem> {
+    const KNOWN: [&str; 3] = ["sequence_margin", "hook_timeout", "hooks"];
+    let mut cutover = Cutover::default();
+    let Some(section) = entry.map(|entry| entry.section(&KNOWN)).transpose()? else { return Ok(cutover) };
+    for entry in section.entries() {
+        match entry.key {
+            "sequence_margin" => cutover.sequence_margin = entry.number(0..=1_000_000_000)? as i64,
+            "hook_timeout" => cutover.hook_timeout = positive(&entry, "10s")?,
+            "hooks" => cutover.hooks = check_hooks(&entry)?,
+            _ => {}
+        }
+    }
+    Ok(cutover)
+}
+
+fn check_hooks(entry: &Entry<'_>) -> Result<Hooks, Problem> {
+    let section = entry.section(&["before_fence", "drained", "route", "after"])?;
+    let command = |key| -> Result<Option<String>, Problem> {
+        let Some(entry) = section.get(key) else { return Ok(None) };
+        let text = entry.text("./route.sh")?;
+        match text.trim() {
+            "" => Err(entry.problem("it is empty", "write a command, or take the line out")),
+            _ => Ok(Some(text.to_owned())),
+        }
+    };
+    Ok(Hooks {
+        before_fence: command("before_fence")?,
+        drained: command("drained")?,
+        route: command("route")?,
+        after: command("after")?,
+    })
+}
+
+impl Default for Cutover {
+    /// What holds where the plan says nothing.
+    fn default() -> Self {
+        Cutover { sequence_margin: 1000, hook_timeout: Duration::from_secs(10), hooks: Hooks::default() }
     }
 }
 

@@ -15,8 +15,8 @@ mod written;
 
 pub use patterns::Patterns;
 pub use plan::{
-    Asks, Check, CheckSeverity, Fix, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Side, Source, Target,
-    Verify,
+    Asks, Check, CheckSeverity, Cutover, Fix, Hooks, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Side,
+    Source, Target, Verify,
 };
 pub use secret::Secret;
 

@@ -27,6 +27,8 @@ pub struct Plan {
     pub identity: BTreeMap<TableName, Identity>,
     /// What a comparison of both sides may cost them.
     pub verify: Verify,
+    /// What happens at a cutover.
+    pub cutover: Cutover,
     /// What `crossfade reconcile` asks, in the order of the file, names unique.
     pub checks: Vec<Check>,
 }
@@ -119,6 +121,31 @@ pub struct Verify {
     pub hold: Duration,
     /// How old a snapshot may get before another one is taken.
     pub renew: Duration,
+}
+
+/// What happens at a cutover.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cutover {
+    /// How far the target's sequences start behind what the source has given out, in steps of the sequence: what is drawn from a sequence is not
+    /// kept back by the fence.
+    pub sequence_margin: i64,
+    /// How long a hook may take.
+    pub hook_timeout: Duration,
+    /// Commands that are run on the way.
+    pub hooks: Hooks,
+}
+
+/// Commands for `sh -c`, each at its point of a cutover.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Before the source is closed to writes.
+    pub before_fence: Option<String>,
+    /// The target has everything, nothing is decided, and neither side takes writes.
+    pub drained: Option<String>,
+    /// It is decided: routes the application to the other side.
+    pub route: Option<String>,
+    /// The application is routed.
+    pub after: Option<String>,
 }
 
 /// What happens when the source keeps back too much WAL.

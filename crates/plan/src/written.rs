@@ -9,11 +9,10 @@ use toml::de::{DeTable, DeValue};
 use crate::size;
 
 /// Words of later versions, at the top of the file: (key, what it will be).
-const LATER: [(&str, &str); 6] = [
+const LATER: [(&str, &str); 5] = [
     ("table", "derived tables"),
     ("mirror", "derived tables"),
     ("ignore", "derived tables"),
-    ("cutover", "the cutover"),
     ("stages", "stages"),
     ("ddl", "the event trigger that watches DDL"),
 ];

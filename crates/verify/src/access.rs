@@ -20,7 +20,7 @@ impl LogAccess {
     ///
     /// # Errors
     /// There is none, or it cannot be read.
-    pub(crate) async fn open(&self) -> Result<Arc<dyn Log>, Problem> {
+    pub async fn open(&self) -> Result<Arc<dyn Log>, Problem> {
         match self {
             LogAccess::Live(log) => Ok(Arc::clone(log)),
             LogAccess::Embedded(folder) => {

@@ -4,6 +4,8 @@
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
+//! Where both sides stand still, the [`remainder`] is compared without any of that.
+//!
 //! [`mend`] puts rows right that differ. [`reconcile`] runs the plan's checks, one by one ([`check`]).
 //!
 //! Shares no code with apply but for whose state the target has.
@@ -19,6 +21,7 @@ mod mend;
 mod pair;
 mod parts;
 pub mod reconcile;
+mod remainder;
 mod report;
 mod round;
 mod rounds;
@@ -32,5 +35,6 @@ mod touched;
 pub use access::LogAccess;
 pub use check::{Checked, Databases, Mending, OnlyIn, Outcome, Sample};
 pub use mend::{Mended, Rows, mend};
+pub use remainder::{Remainder, Rest};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
 pub use run::{Job, Options, run};

@@ -36,6 +36,13 @@ impl Side {
         Ok(Side { leader, permits: Semaphore::new(idle.len()), idle: Mutex::new(idle) })
     }
 
+    /// A leader and a reader without a transaction: each of their statements sees what there is.
+    pub async fn open_idle(endpoint: &Endpoint, purpose: &str) -> Result<Side, VerifyError> {
+        let leader = pg::connect_read_only(endpoint, purpose).await?;
+        let reader = pg::connect_read_only(endpoint, purpose).await?;
+        Ok(Side { leader, permits: Semaphore::new(1), idle: Mutex::new(vec![reader]) })
+    }
+
     /// All readers see what the leader's snapshot sees.
     pub async fn share(&self, snapshot: &str) -> Result<(), VerifyError> {
         let set = format!("SET TRANSACTION SNAPSHOT {}", quote::literal(snapshot));

@@ -95,7 +95,7 @@ pub struct Walk(Vec<(&'static str, Way)>);
 /// All of them, or those to the failpoint `only`.
 pub fn all(servers: &Servers, only: Option<&str>) -> Vec<Walk> {
     let (mut alone, mut follows, mut complete) = (Vec::new(), Vec::new(), Vec::new());
-    for (failpoint, _) in failpoint::ALL.iter().copied() {
+    for (failpoint, _) in failpoint::MIGRATION.iter().copied() {
         if only.is_some_and(|only| only != failpoint) || servers.nats.is_some() && EMBEDDED.contains(&failpoint) {
             continue;
         }

@@ -23,6 +23,7 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
     };
     let stop = stop.child_token();
     let mut parts = JoinSet::new();
+    parts.spawn(wiring::guard(&plan, stop.clone())?);
     parts.spawn(apply::run(job, stop.clone()));
     supervise(parts, stop).await
 }

@@ -24,6 +24,7 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
     };
     let stop = stop.child_token();
     let mut parts = JoinSet::new();
+    parts.spawn(wiring::guard(&plan, stop.clone())?);
     for job in captures {
         parts.spawn(capture::run(job, stop.clone()));
     }

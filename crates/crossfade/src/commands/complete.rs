@@ -47,6 +47,8 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
     for (name, session) in &sources {
         let removed = capture::remove(session, &plan.name, name, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
+        let removed = cutover::remove(session, name, yes).await?;
+        found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
     }
     let removed = apply::remove(&target, &plan.name, yes).await?;
     found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));

@@ -27,5 +27,6 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
         parts.spawn(capture::run(job, stop.clone()));
     }
     parts.spawn(apply::run(applier, stop.clone()));
+    parts.spawn(wiring::guard(&plan, stop.clone())?);
     supervise(parts, stop).await
 }

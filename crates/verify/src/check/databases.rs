@@ -95,7 +95,11 @@ impl Place {
 
     async fn connect(&self) -> Result<Session, PgError> {
         match self.writes {
-            true => pg::connect(&self.endpoint, "reconcile").await,
+            true => {
+                let session = pg::connect(&self.endpoint, "reconcile").await?;
+                pg::fence::exempt(&session).await?;
+                Ok(session)
+            }
             false => pg::connect_read_only(&self.endpoint, "reconcile").await,
         }
     }

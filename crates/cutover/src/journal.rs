@@ -1,0 +1,202 @@
+//! The journal of the side that becomes writable: a row an epoch. Every step is a compare-and-set on its state and on who leads.
+
+use pg::Session;
+
+use crate::error::CutoverError;
+
+const DDL: &str = "
+-- Cutovers, each an epoch. The row's state is the outcome, and nothing else is.
+CREATE TABLE IF NOT EXISTS crossfade.journal (
+    epoch bigint PRIMARY KEY,
+    direction text NOT NULL,
+    state text NOT NULL,                        -- begun, fencing, fenced, drained, prepared, committed, routed; or cancelled
+    token bigint NOT NULL,                      -- the first source's, of who leads
+    lsn pg_lsn,                                 -- of the marker behind the first source's last write
+    why text,                                   -- it was cancelled
+    write_gap_ms bigint,                        -- from the source's closing to the target's opening
+    at timestamptz NOT NULL DEFAULT clock_timestamp());
+
+-- How they went: a line for each step, and for each hook.
+CREATE TABLE IF NOT EXISTS crossfade.journal_step (
+    epoch bigint REFERENCES crossfade.journal ON DELETE CASCADE, step text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(), ms bigint NOT NULL, output text);
+";
+
+/// Any number, the same in every version: taken while the tables are created.
+const CREATE_LOCK: i64 = 0x63_66_6a_6e;
+
+/// How far an epoch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum State {
+    Begun,
+    Fencing,
+    Fenced,
+    Drained,
+    Prepared,
+    Cancelled,
+    Committed,
+    Routed,
+}
+
+impl State {
+    const ALL: [State; 8] = [
+        State::Begun,
+        State::Fencing,
+        State::Fenced,
+        State::Drained,
+        State::Prepared,
+        State::Cancelled,
+        State::Committed,
+        State::Routed,
+    ];
+
+    /// As the journal and the status have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Begun => "begun",
+            State::Fencing => "fencing",
+            State::Fenced => "fenced",
+            State::Drained => "drained",
+            State::Prepared => "prepared",
+            State::Cancelled => "cancelled",
+            State::Committed => "committed",
+            State::Routed => "routed",
+        }
+    }
+
+    /// Nothing is decided.
+    pub fn open(self) -> bool {
+        self < State::Cancelled
+    }
+}
+
+/// An epoch.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub epoch: i64,
+    pub state: State,
+    pub token: i64,
+    pub lsn: Option<String>,
+    pub why: Option<String>,
+    pub write_gap_ms: Option<i64>,
+}
+
+/// Makes room for it.
+pub(crate) async fn open(session: &Session) -> Result<(), CutoverError> {
+    session
+        .batch_execute(&format!(
+            "BEGIN; SELECT pg_advisory_xact_lock({CREATE_LOCK}); SET LOCAL client_min_messages = warning; {DDL} COMMIT"
+        ))
+        .await?;
+    Ok(())
+}
+
+/// Whether there is one.
+pub(crate) async fn exists(session: &Session) -> Result<bool, CutoverError> {
+    Ok(session.query_one("SELECT to_regclass('crossfade.journal') IS NOT NULL", &[]).await?.get(0))
+}
+
+/// The last epoch.
+pub(crate) async fn last(session: &Session) -> Result<Option<Entry>, CutoverError> {
+    let query =
+        "SELECT epoch, state, token, lsn::text, why, write_gap_ms FROM crossfade.journal ORDER BY epoch DESC LIMIT 1";
+    Ok(session.query_opt(query, &[]).await?.map(|row| {
+        let state: String = row.get(1);
+        Entry {
+            epoch: row.get(0),
+            // What a later version has written is not decided by this one.
+            state: State::ALL.into_iter().find(|known| known.as_str() == state).unwrap_or(State::Routed),
+            token: row.get(2),
+            lsn: row.get(3),
+            why: row.get(4),
+            write_gap_ms: row.get(5),
+        }
+    }))
+}
+
+/// Begins the next epoch, unless one is undecided or another process has just begun one.
+pub(crate) async fn begin(session: &Session, epoch: i64, token: i64) -> Result<(), CutoverError> {
+    let begun = session
+        .execute(
+            "INSERT INTO crossfade.journal (epoch, direction, state, token)
+             SELECT $1, 'forward', 'begun', $2 WHERE NOT EXISTS (SELECT FROM crossfade.journal WHERE epoch >= $1 OR state <> 'cancelled')
+             ON CONFLICT DO NOTHING",
+            &[&epoch, &token],
+        )
+        .await?;
+    expect(begun, "another epoch has begun")
+}
+
+/// From one state to the next.
+pub(crate) async fn step(
+    session: &Session,
+    epoch: i64,
+    token: i64,
+    from: State,
+    to: State,
+    ms: i64,
+) -> Result<(), CutoverError> {
+    let moved = session
+        .execute(
+            "WITH moved AS (UPDATE crossfade.journal SET state = $4::text, at = clock_timestamp() WHERE epoch = $1 AND token = $2 AND state = $3::text RETURNING epoch)
+             INSERT INTO crossfade.journal_step (epoch, step, ms) SELECT epoch, $4::text, $5 FROM moved",
+            &[&epoch, &token, &from.as_str(), &to.as_str(), &ms],
+        )
+        .await?;
+    expect(moved, "another process leads, or has cancelled it")
+}
+
+/// Notes where the source's last write is.
+pub(crate) async fn note_lsn(session: &Session, epoch: i64, token: i64, lsn: &str) -> Result<(), CutoverError> {
+    let noted = session
+        .execute(
+            "UPDATE crossfade.journal SET lsn = $3::text::pg_lsn WHERE epoch = $1 AND token = $2",
+            &[&epoch, &token, &lsn],
+        )
+        .await?;
+    expect(noted, "another process leads")
+}
+
+/// Notes what a command printed.
+pub(crate) async fn note(session: &Session, epoch: i64, step: &str, ms: i64, output: &str) -> Result<(), CutoverError> {
+    session
+        .execute(
+            "INSERT INTO crossfade.journal_step (epoch, step, ms, output) VALUES ($1, $2::text, $3, $4::text)",
+            &[&epoch, &step, &ms, &output],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Leads an epoch from now on; `token` is the highest at the source.
+pub(crate) async fn lead(session: &Session, epoch: i64, token: i64) -> Result<(), CutoverError> {
+    let query = "UPDATE crossfade.journal SET token = $2 WHERE epoch = $1 AND token < $2";
+    expect(session.execute(query, &[&epoch, &token]).await?, "another process leads")
+}
+
+/// Cancels an epoch that is not decided. Says what it is then.
+pub(crate) async fn cancel(session: &Session, epoch: i64, token: i64, why: &str) -> Result<State, CutoverError> {
+    let cancelled = session
+        .execute(
+            "WITH moved AS (UPDATE crossfade.journal SET state = 'cancelled', why = $3::text, at = clock_timestamp()
+                             WHERE epoch = $1 AND token = $2 AND state NOT IN ('cancelled', 'committed', 'routed') RETURNING epoch)
+             INSERT INTO crossfade.journal_step (epoch, step, ms, output) SELECT epoch, 'cancelled', 0, $3::text FROM moved",
+            &[&epoch, &token, &why],
+        )
+        .await?;
+    if cancelled == 1 {
+        return Ok(State::Cancelled);
+    }
+    let now = last(session).await?.filter(|entry| entry.epoch == epoch);
+    match now {
+        Some(entry) if !entry.state.open() => Ok(entry.state),
+        _ => Err(CutoverError::Overtaken("another process leads".to_owned())),
+    }
+}
+
+fn expect(rows: u64, why: &str) -> Result<(), CutoverError> {
+    match rows {
+        1 => Ok(()),
+        _ => Err(CutoverError::Overtaken(why.to_owned())),
+    }
+}

@@ -1,0 +1,29 @@
+//! From the source to the target, in less than a second, and not at all unless everything is there.
+//!
+//! [`run`] goes through the phases: what is in the way is [`refusals`]; the [`old`] side is closed by its fence; a marker goes through the log until the target has
+//! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`hooks`] lead the application over.
+//! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
+//!
+//! [`remove`] takes away what was made at the source.
+//!
+//! The outcome of an epoch stands in one row of the target's journal and nowhere else. Whoever acts has the highest token at the source, and every statement that closes or opens
+//! the source asks for it; every step in the journal too.
+
+mod cancel;
+mod drain;
+mod error;
+mod guard;
+mod hooks;
+mod journal;
+mod old;
+mod refusals;
+mod remove;
+mod report;
+mod run;
+mod sequences;
+mod triggers;
+
+pub use guard::guard;
+pub use remove::{Removal, remove};
+pub use report::{Outcome, Phase, Refusal, Report, text};
+pub use run::{Job, Options, cancel, run};

@@ -1,0 +1,211 @@
+//! What is in the way of a cutover. Nothing is changed by looking.
+
+use std::sync::Arc;
+
+use log::Log;
+use model::Problem;
+use pg::Session;
+use status::{Gather, Phase, Status};
+
+use crate::error::CutoverError;
+use crate::report::Refusal;
+use crate::run::{Job, Options};
+
+/// Seconds for which a transaction that writes may be open: the fence would wait for its locks, and the application behind it.
+const LONG: f64 = 5.0;
+
+/// Of the server's lock table, in per cent, what the fence may take.
+const LOCKS: i64 = 50;
+
+/// Everything that is.
+pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Result<Vec<Refusal>, CutoverError> {
+    let mut found = Vec::new();
+    let log = async || -> Result<Option<Arc<dyn Log>>, Problem> { Ok(Some(job.verify.log.open().await?)) };
+    let status = Gather::new(Arc::clone(&job.verify.plan))?.now(log).await;
+    standing(&status, options, &mut found);
+    verdicts(target, options, &mut found).await?;
+    for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
+        let session = pg::connect_read_only(endpoint, "cutover").await?;
+        at_source(&session, &source.name, &mut found).await?;
+        fits(&session, target, &source.name, &mut found).await?;
+    }
+    if !options.no_way_back {
+        let text = "this version of crossfade cannot go back after a cutover: what is written to the target then is not carried to the source; `crossfade cutover --no-way-back` if that is \
+                    how you want it";
+        found.push(Refusal { code: "no_way_back", text: text.to_owned() });
+    }
+    Ok(found)
+}
+
+fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>) {
+    found.push(Refusal { code, text: text.into() });
+}
+
+/// What the status says.
+fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
+    if status.phase != Some(Phase::Following) {
+        let phase = status.phase.map_or("unknown".to_owned(), |phase| format!("{phase:?}").to_lowercase());
+        refuse(found, "not_following", format!("the phase is {phase}: wait for `following` in `crossfade status`"));
+    }
+    for source in &status.sources {
+        match source.lag.seconds {
+            Some(seconds) if seconds <= options.max_lag.as_secs_f64() => {}
+            Some(seconds) => refuse(
+                found,
+                "lag",
+                format!(
+                    "the target is {seconds:.1} s behind source {:?}, more than --max-lag: wait until it has caught up",
+                    source.name
+                ),
+            ),
+            None => refuse(
+                found,
+                "lag",
+                format!(
+                    "it is not known how far the target is behind source {:?}: see `crossfade status`",
+                    source.name
+                ),
+            ),
+        }
+    }
+    for warning in &status.warnings {
+        let code = match warning.code {
+            "capture_down" => "capture_down",
+            "apply_down" | "apply_stopped" => "apply_down",
+            "slot_lost" | "wal_critical" => "slot_at_risk",
+            "source_unreachable" => "source_unreachable",
+            "log_unreachable" => "log_unreachable",
+            "target_unreachable" => "target_unreachable",
+            _ => continue,
+        };
+        refuse(found, code, warning.text.clone());
+    }
+}
+
+/// Every table was found to be equal, as a whole, and not long ago.
+async fn verdicts(target: &Session, options: &Options, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+    let there = "SELECT to_regclass('crossfade.verdict') IS NOT NULL AND to_regclass('crossfade.tables') IS NOT NULL";
+    if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
+        refuse(found, "verify_missing", "nothing was ever compared: `crossfade verify`");
+        return Ok(());
+    }
+    let rows = target
+        .query(
+            "SELECT format('%s.%s', t.into_schema, t.into_name), v.verdict, v.why, v.sample IS NOT NULL, extract(epoch FROM clock_timestamp() - v.at)::float8
+               FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables) t
+               LEFT JOIN crossfade.verdict v ON (v.source, v.schema, v.name) = (t.source, t.into_schema, t.into_name) ORDER BY 1",
+            &[],
+        )
+        .await?;
+    for row in &rows {
+        let (table, verdict): (String, Option<String>) = (row.get(0), row.get(1));
+        match verdict.as_deref() {
+            None => refuse(found, "verify_missing", format!("table {table} was never compared: `crossfade verify`")),
+            Some("equal") if row.get::<_, bool>(3) => {
+                refuse(
+                    found,
+                    "verify_sample",
+                    format!("of table {table} only a sample was compared: `crossfade verify` without --sample"),
+                );
+            }
+            Some("equal") if row.get::<_, f64>(4) > options.max_verify_age.as_secs_f64() => {
+                refuse(
+                    found,
+                    "verify_old",
+                    format!(
+                        "table {table} was compared {:.1} h ago, longer than --max-verify-age: `crossfade verify`",
+                        row.get::<_, f64>(4) / 3600.0
+                    ),
+                );
+            }
+            Some("equal") => {}
+            Some("different") => {
+                refuse(
+                    found,
+                    "verify_different",
+                    format!(
+                        "table {table} is not the same on both sides: `crossfade verify` shows the rows, `crossfade recopy` mends them"
+                    ),
+                );
+            }
+            Some(_) => {
+                let why: Option<String> = row.get(2);
+                refuse(
+                    found,
+                    "verify_inconclusive",
+                    format!("nothing could be said of table {table} ({}): `crossfade verify`", why.unwrap_or_default()),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What would keep the fence from getting its locks.
+async fn at_source(session: &Session, source: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+    let rows = session
+        .query(
+            "SELECT pid, coalesce(usename, '?')::text, coalesce(application_name, ''), extract(epoch FROM clock_timestamp() - xact_start)::float8
+               FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xid IS NOT NULL
+                AND xact_start < clock_timestamp() - make_interval(secs => $1)",
+            &[&LONG],
+        )
+        .await?;
+    for row in &rows {
+        let (pid, user, name, age): (i32, String, String, f64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let text = format!(
+            "at source {source:?} a transaction that writes has been open for {age:.0} s (pid {pid}, {user} {name}): end it, or SELECT pg_terminate_backend({pid})"
+        );
+        refuse(found, "long_transaction", text);
+    }
+    let rows = session.query("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()", &[]).await?;
+    for row in &rows {
+        let gid = model::quote::literal(row.get(0));
+        refuse(
+            found,
+            "prepared_transaction",
+            format!(
+                "at source {source:?} a transaction is prepared: COMMIT PREPARED {gid}, or ROLLBACK PREPARED {gid}"
+            ),
+        );
+    }
+    let query = "SELECT a.pid, left(a.query, 60) FROM pg_stat_activity a
+                  WHERE a.datname = current_database() AND a.state = 'active' AND a.pid <> pg_backend_pid()
+                    AND (a.backend_type = 'autovacuum worker' AND a.query LIKE '%wraparound%'
+                         OR a.backend_type = 'client backend' AND EXISTS (
+                            SELECT FROM pg_stat_progress_vacuum p WHERE p.pid = a.pid UNION ALL SELECT FROM pg_stat_progress_create_index p WHERE p.pid = a.pid
+                            UNION ALL SELECT FROM pg_stat_progress_cluster p WHERE p.pid = a.pid))";
+    for row in &session.query(query, &[]).await? {
+        let (pid, what): (i32, String) = (row.get(0), row.get(1));
+        refuse(
+            found,
+            "maintenance",
+            format!("at source {source:?} pid {pid} holds locks that the fence needs ({what}): let it end"),
+        );
+    }
+    Ok(())
+}
+
+/// The server can hold as many locks as the fence takes.
+async fn fits(session: &Session, target: &Session, source: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+    let room: i64 = session
+        .query_one(
+            "SELECT current_setting('max_locks_per_transaction')::int8 * (current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8)",
+            &[],
+        )
+        .await?
+        .get(0);
+    let there = "SELECT to_regclass('crossfade.tables') IS NOT NULL";
+    if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let wanted: i64 =
+        target.query_one("SELECT count(*) FROM crossfade.tables WHERE source = $1::text", &[&source]).await?.get(0);
+    if wanted * 100 > room * LOCKS {
+        let text = format!(
+            "source {source:?} has room for some {room} locks, and the fence takes {wanted} at once: raise max_locks_per_transaction and restart it"
+        );
+        refuse(found, "locks_short", text);
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+use model::Problem;
+use pg::Session;
+
+use crate::error::CutoverError;
+use crate::old::side;
+
+/// Something that a cutover made at a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// The triggers on so many tables; whether they refuse writes now.
+    Fence(usize, bool),
+    /// The schema `crossfade`.
+    Schema,
+}
+
+impl std::fmt::Display for Removal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Removal::Fence(tables, true) => {
+                write!(f, "the fence on {tables} tables, which refuses writes: without it the source takes them again")
+            }
+            Removal::Fence(tables, false) => write!(f, "the fence on {tables} tables, which is open"),
+            Removal::Schema => f.write_str("schema crossfade"),
+        }
+    }
+}
+
+/// What cutovers have made at a source; with `really` it is removed.
+///
+/// # Errors
+/// The source.
+pub async fn remove(session: &Session, source: &str, really: bool) -> Result<Vec<Removal>, Problem> {
+    Ok(take_away(session, source, really).await?)
+}
+
+async fn take_away(session: &Session, source: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
+    let mut found = Vec::new();
+    if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(found);
+    }
+    let side = side(source);
+    let line = "SELECT closed > opened FROM crossfade.fence WHERE side = $1::text";
+    let Some(line) = session.query_opt(line, &[&side]).await? else { return Ok(found) };
+    let relations = pg::fence::enclosed(session, &side).await?;
+    found.push(Removal::Fence(relations.len(), line.get(0)));
+    if really {
+        for relation in &relations {
+            session.batch_execute(&pg::fence::remove(relation)).await?;
+        }
+        session.execute("DELETE FROM crossfade.fence WHERE side = $1::text", &[&side]).await?;
+        model::failpoint!("source_fence_removed");
+    }
+    // The same database may be the target, or another source.
+    let others = "SELECT to_regclass('crossfade.plan') IS NOT NULL OR EXISTS (SELECT FROM crossfade.fence WHERE side <> $1::text)";
+    if !session.query_one(others, &[&side]).await?.get::<_, bool>(0) {
+        if really {
+            session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
+            model::failpoint!("source_schema_dropped");
+        }
+        found.push(Removal::Schema);
+    }
+    Ok(found)
+}

@@ -1,0 +1,184 @@
+//! What keeps the application from writing to a database: statement triggers that raise.
+//!
+//! Each side of a migration has a line in `crossfade.fence` of its database. Its triggers carry the epoch for which they were made, and refuse a write unless
+//! the line says that the side is open for that epoch or a later one. So opening is an update; closing is DDL, for an update would be passed by a transaction with an older
+//! snapshot, to which the side still is open. (Postgres manual, "Overview of Trigger Behavior": a statement trigger of a partitioned table does not fire for
+//! statements that name its partitions, so each of them has its own.)
+
+use model::{TableName, quote};
+use tokio_postgres::{Client, Error};
+
+/// The name of the triggers, on every table.
+pub const TRIGGER: &str = "crossfade_fence";
+
+/// The epoch that a side's triggers carry before the first one: it is open to nobody until a cutover opens it.
+pub const FROM_THE_START: i64 = 1;
+
+const DDL: &str = "
+CREATE SCHEMA IF NOT EXISTS crossfade;
+
+-- A line for each side of a migration that this database is: writes are refused while closed > opened.
+CREATE TABLE IF NOT EXISTS crossfade.fence (
+    side text PRIMARY KEY,                      -- 'target', or 'source' and its name in the plan
+    plan text NOT NULL,
+    epoch bigint NOT NULL DEFAULT 0,            -- of the last cutover or rollback that has taken the lead here
+    token bigint NOT NULL DEFAULT 0,            -- counts up with each process that takes the lead
+    closed bigint NOT NULL DEFAULT 0,           -- for which epoch its triggers were enabled
+    opened bigint NOT NULL DEFAULT 0,           -- up to which epoch they let everything pass
+    pid int, backend_start timestamptz,         -- the session of who leads
+    deadline timestamptz,                       -- by when that one has decided, or anybody may
+    why text NOT NULL);                         -- what somebody is told whose write is refused
+
+-- Sessions that write nevertheless, because they are crossfade's.
+CREATE TABLE IF NOT EXISTS crossfade.exempt (
+    pid int, backend_start timestamptz, PRIMARY KEY (pid, backend_start));
+
+CREATE OR REPLACE FUNCTION crossfade.refuse_write() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    fence record;
+BEGIN
+    SELECT f.opened, f.closed, f.why, f.deadline INTO fence FROM crossfade.fence f WHERE f.side = TG_ARGV[0];
+    IF fence.opened >= TG_ARGV[1]::bigint OR EXISTS (
+        SELECT FROM crossfade.exempt e, pg_stat_get_activity(pg_backend_pid()) a
+         WHERE a.pid = e.pid AND a.backend_start = e.backend_start) THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION USING
+        ERRCODE = 'read_only_sql_transaction',
+        MESSAGE = format('crossfade: %I.%I takes no writes now', TG_TABLE_SCHEMA, TG_TABLE_NAME),
+        DETAIL = coalesce(fence.why, 'The fence of this database has lost its state.'),
+        HINT = CASE WHEN fence.deadline > clock_timestamp()
+                    THEN format('It is decided within %s s: try again then.', ceil(extract(epoch FROM fence.deadline - clock_timestamp())))
+                    ELSE 'crossfade status shows how it stands.' END;
+END $$;
+REVOKE ALL ON FUNCTION crossfade.refuse_write() FROM PUBLIC;
+";
+
+/// Any number, the same in every version: taken while these are created.
+const CREATE_LOCK: i64 = 0x63_66_66_65;
+
+/// Creates what the fence stands on, in the transaction that the session is in, and a side's line; both may be there. `closed` is 0 for a side that is open.
+///
+/// # Errors
+/// The database.
+pub async fn create(client: &Client, plan: &str, side: &str, closed: i64, why: &str) -> Result<(), Error> {
+    client
+        .batch_execute(&format!(
+            "SELECT pg_advisory_xact_lock({CREATE_LOCK}); SET LOCAL client_min_messages = warning; {DDL}"
+        ))
+        .await?;
+    client
+        .execute(
+            "INSERT INTO crossfade.fence (side, plan, closed, why) VALUES ($1::text, $2::text, $3, $4::text) ON CONFLICT DO NOTHING",
+            &[&side, &plan, &closed, &why],
+        )
+        .await?;
+    Ok(())
+}
+
+/// These tables, and the partitioned ones that they are partitions of, quoted: all that a write to their rows can name. Those that do not exist are left out.
+///
+/// # Errors
+/// The database.
+pub async fn relations(client: &Client, tables: &[TableName]) -> Result<Vec<String>, Error> {
+    among(client, tables, "").await
+}
+
+/// The same, without those that have such a trigger.
+///
+/// # Errors
+/// The database.
+pub async fn bare(client: &Client, tables: &[TableName]) -> Result<Vec<String>, Error> {
+    let none = format!(
+        "WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = up.oid AND t.tgname = {})",
+        quote::literal(TRIGGER)
+    );
+    among(client, tables, &none).await
+}
+
+async fn among(client: &Client, tables: &[TableName], condition: &str) -> Result<Vec<String>, Error> {
+    let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
+    let rows = client
+        .query(
+            &format!("WITH RECURSIVE up AS (
+               SELECT to_regclass(name)::oid AS oid FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL
+               UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid JOIN pg_class p ON p.oid = i.inhparent AND p.relkind = 'p')
+             SELECT n.nspname::text, c.relname::text FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace {condition} ORDER BY 1, 2"),
+            &[&names],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).quoted()).collect())
+}
+
+/// Puts a side's triggers on relations, for an epoch; those of an earlier one are replaced. They fire at once, but not for sessions in `replica` role; or, with
+/// `idle`, not before [`close`] is run. Locks each relation until the transaction's end against writes.
+#[must_use]
+pub fn enclose(relations: &[String], side: &str, epoch: i64, idle: bool) -> String {
+    let one = |relation: &String| {
+        let made = format!(
+            "CREATE OR REPLACE TRIGGER {TRIGGER} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {relation}
+             FOR EACH STATEMENT EXECUTE FUNCTION crossfade.refuse_write({}, {});",
+            quote::literal(side),
+            quote::literal(&epoch.to_string())
+        );
+        match idle {
+            true => format!("{made} ALTER TABLE {relation} DISABLE TRIGGER {TRIGGER};"),
+            false => made,
+        }
+    };
+    relations.iter().map(one).collect()
+}
+
+/// From the end of the transaction on these refuse every role's writes, those of sessions in `replica` role as well.
+#[must_use]
+pub fn close(relations: &[String]) -> String {
+    relations.iter().map(|relation| format!("ALTER TABLE {relation} ENABLE ALWAYS TRIGGER {TRIGGER};")).collect()
+}
+
+/// Lets the triggers rest of a side that is open.
+#[must_use]
+pub fn rest(relations: &[String]) -> String {
+    relations.iter().map(|relation| format!("ALTER TABLE {relation} DISABLE TRIGGER {TRIGGER};")).collect()
+}
+
+/// Takes the trigger off a relation.
+#[must_use]
+pub fn remove(relation: &str) -> String {
+    format!("DROP TRIGGER IF EXISTS {TRIGGER} ON {relation}")
+}
+
+/// Lets this session write whatever the fence says; where there is no fence, nothing is to be done. Forgets sessions that are gone.
+///
+/// # Errors
+/// The database.
+pub async fn exempt(client: &Client) -> Result<(), Error> {
+    let there = "SELECT to_regclass('crossfade.exempt') IS NOT NULL";
+    if client.query_one(there, &[]).await?.get(0) {
+        client
+            .batch_execute(
+                "DELETE FROM crossfade.exempt e WHERE NOT EXISTS (
+                     SELECT FROM pg_stat_get_activity(NULL) a WHERE a.pid = e.pid AND a.backend_start = e.backend_start);
+                 INSERT INTO crossfade.exempt SELECT pid, backend_start FROM pg_stat_get_activity(pg_backend_pid()) ON CONFLICT DO NOTHING",
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// Every relation with such a trigger of this side, quoted.
+///
+/// # Errors
+/// The database.
+pub async fn enclosed(client: &Client, side: &str) -> Result<Vec<String>, Error> {
+    // A trigger's arguments end with a zero byte each.
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE t.tgname = $1::text::name AND NOT t.tgisinternal AND t.tgparentid = 0
+                AND position(convert_to($2::text, 'UTF8') || '\\000'::bytea IN t.tgargs) = 1 ORDER BY 1, 2",
+            &[&TRIGGER, &side],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).quoted()).collect())
+}
