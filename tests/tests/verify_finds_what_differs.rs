@@ -253,8 +253,18 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
         Ok((row == "t" && world.at_target(done)?.matches(' ').count() >= 2).then_some(()))
     })
     .await?;
+    let unfinished = crossfade.status().await?["verify"]["unfinished"].clone();
+    ensure!(unfinished["running"] == true && unfinished["done"].as_u64() >= Some(1), "{unfinished:#}");
     first.kill9()?;
     first.hush();
+    let status = crossfade_tests::until("nobody at it any more", MINUTE, || async {
+        let status = crossfade.status().await?;
+        Ok((status["verify"]["unfinished"]["running"] == false).then_some(status))
+    });
+    let unfinished = status.await?["verify"]["unfinished"].clone();
+    ensure!(unfinished["parts"].as_u64() > unfinished["done"].as_u64(), "{unfinished:#}");
+    let shown = crossfade.run(&["status"]).await?.stdout;
+    ensure!(shown.contains("cut off") && shown.contains("`crossfade verify --resume` goes on with it"), "{shown}");
     let before = world.at_target(done)?;
     let open = world.at_target("SELECT count(*) FROM crossfade.verify_part WHERE done_at IS NULL")?;
     ensure!(open.parse::<u32>()? > 0, "it was through before it was killed");
@@ -263,6 +273,7 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
     let after = world.at_target(done)?;
     ensure!(before.split(',').all(|part| after.contains(part)), "parts were done again: {before} and {after}");
     ensure!(report["fences"].as_u64() >= Some(2), "its snapshots were not renewed: {report:#}");
+    ensure!(crossfade.status().await?["verify"]["unfinished"].is_null(), "it is through");
     run.stop().await
 }
 

@@ -8,9 +8,9 @@ use pg::{Endpoint, PgError, Session};
 use plan::{Plan, Source};
 
 use crate::backlog::{self, Backlog};
-use crate::model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Warning};
+use crate::model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Verified, Warning};
 use crate::source::{self, SourceNow};
-use crate::target::{self, Other, TargetNow};
+use crate::target::{self, Other, Stopped, TargetNow};
 
 /// Gathers the status as often as asked, over connections that it keeps.
 pub struct Gather {
@@ -69,7 +69,7 @@ impl Gather {
                     "target_not_empty",
                     format!("the target's schema crossfade is of plan {name:?}"),
                 ));
-                TargetNow { phase: Some(Phase::Starting), ..TargetNow::default() }
+                TargetNow { phase: Some(Phase::Starting), verify: Some(Verified::default()), ..TargetNow::default() }
             }
             Err(error) => {
                 warnings.push(Warning::new("target_unreachable", Problem::from(error).to_string()));
@@ -107,12 +107,7 @@ impl Gather {
         log: LogState,
         mut warnings: Vec<Warning>,
     ) -> Status {
-        match (&target.worker, target.phase) {
-            (Some((_, true)), _) | (_, None | Some(Phase::Starting)) => {}
-            (Some((worker, false)), _) => warnings
-                .push(Warning::new("apply_down", format!("apply process {worker} has been silent for 6 s or more"))),
-            (None, _) => warnings.push(Warning::new("apply_down", "no apply process holds the lease")),
-        }
+        warnings.extend(apply_down(&target));
         let mut tables = target.tables;
         if matches!(target.phase, Some(Phase::Starting | Phase::Copying)) {
             self.add_waiting(&mut tables).await;
@@ -139,6 +134,7 @@ impl Gather {
                 rows: sum(|c| c.rows),
             },
             log,
+            verify: target.verify,
             warnings,
         }
     }
@@ -169,6 +165,20 @@ impl Gather {
             }
         }
         tables.sort_by(|a, b| (&a.source, &a.table).cmp(&(&b.source, &b.table)));
+    }
+}
+
+/// Whether nobody applies, and why.
+fn apply_down(target: &TargetNow) -> Option<Warning> {
+    match (&target.worker, target.phase, &target.stopped) {
+        (Some((_, true)), ..) | (_, None | Some(Phase::Starting), _) => None,
+        (_, _, Some(Stopped { worker, code, text })) => {
+            Some(Warning::new("apply_stopped", format!("apply process {worker} was stopped by {code}: {text}")))
+        }
+        (Some((worker, false)), ..) => {
+            Some(Warning::new("apply_down", format!("apply process {worker} has been silent for 6 s or more")))
+        }
+        (None, ..) => Some(Warning::new("apply_down", "no apply process holds the lease")),
     }
 }
 
