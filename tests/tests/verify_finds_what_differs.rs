@@ -242,10 +242,10 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
     world.at_source(
         "CREATE TABLE big (id bigint PRIMARY KEY, filler text); INSERT INTO big SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 200000) i",
     )?;
-    let slow = world.plan().section("[verify]\nrows_per_second = 40000\nconnections = 1\nrenew = \"1s\"");
+    let slow = world.plan().section("[verify]\nrows_per_second = 20000\nconnections = 1\nrenew = \"1s\"");
     let crossfade = Crossfade::new(&slow)?;
     let mut run = following(&crossfade).await?;
-    world.at_target("DELETE FROM big WHERE id = 1")?;
+    world.at_target("DELETE FROM big WHERE id % 10000 = 1")?;
     let mut first = crossfade.start(&["verify", "--json"])?;
     let done = "SELECT coalesce(string_agg(part || ' ' || done_at, ',' ORDER BY part), '') FROM crossfade.verify_part WHERE done_at IS NOT NULL";
     crossfade_tests::until("a part that is done, and one that is not", MINUTE, || async {
@@ -268,8 +268,22 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
     let before = world.at_target(done)?;
     let open = world.at_target("SELECT count(*) FROM crossfade.verify_part WHERE done_at IS NULL")?;
     ensure!(open.parse::<u32>()? > 0, "it was through before it was killed");
+    // A signal is its pause: it says so, and where the rows are.
+    let mut second = crossfade.start(&["verify", "--json", "--resume"])?;
+    crossfade_tests::until("another part that is done", MINUTE, || async {
+        Ok((world.at_target(done)?.len() > before.len()).then_some(()))
+    })
+    .await?;
+    second.term()?;
+    let second = second.finish(MINUTE).await?;
+    ensure!(second.status.code() == Some(143) && second.stdout.is_empty(), "{second:?}");
+    ensure!(second.stderr.contains("`crossfade verify --resume` goes on"), "{second:?}");
+    let file =
+        second.stderr.lines().find_map(|line| line.split_once("as far as it came: ")).context("a file of rows")?;
+    let lines = std::fs::read_to_string(file.1)?;
+    ensure!(lines.lines().count() > 0 && lines.lines().all(|line| line.contains("missing")), "{lines}");
     let report = verify(&crossfade, &["--resume"]).await?;
-    ensure!(counts(&report) == (1, 0, 0) && report["tables"][0]["rows"] == 200_000, "{report:#}");
+    ensure!(counts(&report) == (20, 0, 0) && report["tables"][0]["rows"] == 200_000, "{report:#}");
     let after = world.at_target(done)?;
     ensure!(before.split(',').all(|part| after.contains(part)), "parts were done again: {before} and {after}");
     ensure!(report["fences"].as_u64() >= Some(2), "its snapshots were not renewed: {report:#}");

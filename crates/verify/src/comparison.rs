@@ -17,7 +17,7 @@ use crate::run::nonce;
 use crate::state::{self, Done};
 use crate::sums::Hash;
 use crate::touched::Touched;
-use crate::{Difference, Job, Options};
+use crate::{Difference, Job, Options, Watch};
 
 /// Parts that one message of the log tells of: some 30 KiB.
 const LINES: usize = 200;
@@ -75,9 +75,6 @@ pub(crate) struct Origin<'a> {
     pub hash: Hash,
 }
 
-/// Who is told of rows that differ: with the source, and the table.
-pub(crate) type Tell<'a> = &'a (dyn Fn(&str, &TableName, &Difference) + Sync);
-
 pub(crate) struct Comparison<'a> {
     pub job: &'a Job,
     pub notes: Notes,
@@ -85,7 +82,7 @@ pub(crate) struct Comparison<'a> {
     pub totals: Totals,
     sample: Option<f64>,
     options: &'a Options,
-    tell: Tell<'a>,
+    watch: &'a dyn Watch,
 }
 
 impl<'a> Comparison<'a> {
@@ -95,9 +92,9 @@ impl<'a> Comparison<'a> {
         id: &'a str,
         sample: Option<f64>,
         options: &'a Options,
-        tell: Tell<'a>,
+        watch: &'a dyn Watch,
     ) -> Self {
-        Comparison { job, notes, id, totals: Totals::default(), sample, options, tell }
+        Comparison { job, notes, id, totals: Totals::default(), sample, options, watch }
     }
 
     /// Compares the tables of a source.
@@ -221,7 +218,7 @@ impl<'a> Comparison<'a> {
             done.found = done.found.into_iter().map(Difference::masked).collect();
         }
         for difference in &done.found {
-            (self.tell)(source, &part.pair.table, difference);
+            self.watch.found(source, &part.pair.table, difference);
         }
         state::done(&*self.notes.session().await?, self.id, source, part, &done).await
     }

@@ -33,4 +33,4 @@ pub use access::LogAccess;
 pub use check::{Checked, Databases, Mending, OnlyIn, Outcome, Sample};
 pub use mend::{Mended, Rows, mend};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
-pub use run::{Job, Options, run};
+pub use run::{Job, Options, Watch, run};

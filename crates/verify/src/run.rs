@@ -38,23 +38,27 @@ pub struct Options {
     pub mask: bool,
 }
 
-/// Compares both sides. Every row that differs is also handed to `found`, with its source and table.
+/// Who is told of a comparison while it is under way.
+pub trait Watch: Sync {
+    /// It has begun: from here on what is done is kept, and can be gone on with.
+    fn begun(&self);
+
+    /// A row differs, of this source and table.
+    fn found(&self, source: &str, table: &TableName, difference: &Difference);
+
+    /// It has come to its end, and cannot be gone on with.
+    fn ended(&self);
+}
+
+/// Compares both sides, and tells `watch` of it.
 ///
 /// # Errors
 /// It could not run; what was done stays done, and can be gone on with.
-pub async fn run(
-    job: &Job,
-    options: &Options,
-    found: &(dyn Fn(&str, &TableName, &Difference) + Sync),
-) -> Result<Report, Problem> {
-    Ok(compare(job, options, found).await?)
+pub async fn run(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Report, Problem> {
+    Ok(compare(job, options, watch).await?)
 }
 
-async fn compare(
-    job: &Job,
-    options: &Options,
-    found: &(dyn Fn(&str, &TableName, &Difference) + Sync),
-) -> Result<Report, VerifyError> {
+async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Report, VerifyError> {
     let begun = Instant::now();
     let target = pg::connect(&job.target, "verify").await?;
     if !apply::knows(&target, &job.plan.name).await? {
@@ -74,12 +78,14 @@ async fn compare(
             (id, options.tables.clone(), options.sample)
         }
     };
-    let comparison = Comparison::new(job, Notes::new(&job.target, target, &id).await?, &id, sample, options, found);
+    let comparison = Comparison::new(job, Notes::new(&job.target, target, &id).await?, &id, sample, options, watch);
+    watch.begun();
     let mut tables = Vec::new();
     for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
         tables.extend(comparison.source(source, endpoint, &named).await?);
     }
     state::end(&*comparison.notes.session().await?, &id).await?;
+    watch.ended();
     if tables.is_empty() {
         return Err(nothing(&named).into());
     }
