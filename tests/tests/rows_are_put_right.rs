@@ -1,7 +1,7 @@
 //! Given rows that verify found to differ: `recopy --rows` puts them right from the source, through the log, while everybody writes.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::follow::following;
@@ -135,7 +135,12 @@ async fn what_cannot_be_is_said() -> Result<()> {
     }
     world.at_source("UPDATE t SET v = 'later' WHERE id = 6")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    run.stop().await
+    run.stop().await?;
+    let begun = Instant::now();
+    let finished = crossfade.run(&["recopy", "--json", "--rows", &file.display().to_string()]).await?;
+    ensure!(finished.status.code() == Some(2) && finished.error_code()? == "not_running", "{finished:?}");
+    ensure!(begun.elapsed() < MINUTE / 4 && finished.stdout.contains("start `crossfade run`"), "{finished:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

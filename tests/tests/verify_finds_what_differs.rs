@@ -282,6 +282,12 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
         second.stderr.lines().find_map(|line| line.split_once("as far as it came: ")).context("a file of rows")?;
     let lines = std::fs::read_to_string(file.1)?;
     ensure!(lines.lines().count() > 0 && lines.lines().all(|line| line.contains("missing")), "{lines}");
+    // Gone on with while nothing runs, it stays as it was.
+    run.stop().await?;
+    let report = verify(&crossfade, &["--resume"]).await?;
+    let why = report["tables"][0]["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("neither capture"), "{report:#}");
+    let mut run = following(&crossfade).await?;
     let report = verify(&crossfade, &["--resume"]).await?;
     ensure!(counts(&report) == (20, 0, 0) && report["tables"][0]["rows"] == 200_000, "{report:#}");
     let after = world.at_target(done)?;
@@ -403,11 +409,18 @@ async fn while_nothing_runs_it_says_so() -> Result<()> {
     let mut run = following(&crossfade).await?;
     run.stop().await?;
     world.at_source("CREATE TABLE later (id integer PRIMARY KEY)")?;
+    let begun = std::time::Instant::now();
     let report = verify(&crossfade, &[]).await?;
+    ensure!(begun.elapsed() < MINUTE / 4, "it took {:?} to see that", begun.elapsed());
     let why: Vec<&str> =
         report["tables"].as_array().into_iter().flatten().filter_map(|table| table["why"].as_str()).collect();
     ensure!(report["verdict"] == "inconclusive" && why.len() == 2, "{report:#}");
-    ensure!(why[0].contains("no copy of it has begun") && why[1].contains("is capture running?"), "{why:?}");
+    ensure!(
+        why[0].contains("no copy of it has begun")
+            && why[1].contains("neither capture")
+            && why[1].contains("start `crossfade run`"),
+        "{why:?}"
+    );
     ensure!(report["why"] == why[0], "{report:#}");
     Ok(())
 }

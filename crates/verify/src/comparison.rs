@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use log::{LogError, StreamKind, StreamName};
 use model::{Code, Lsn, Marker, MarkerKind, Problem, Record, Seq, TableName};
@@ -10,6 +10,7 @@ use pg::{Endpoint, Session};
 use tokio::sync::Mutex;
 
 use crate::error::VerifyError;
+use crate::idle::{self, Idle};
 use crate::pair::{self, Pair};
 use crate::parts::{self, Part};
 use crate::report::{TableReport, Verdict};
@@ -28,6 +29,8 @@ pub(crate) struct Totals {
     pub held_ms: AtomicU64,
     pub fences: AtomicU64,
     pub no_prefix: AtomicU64,
+    /// Tables of a source were not looked at, because nobody moves its tail.
+    pub idle: AtomicBool,
 }
 
 /// Where a comparison's state is written: a session at the target, another one where that is gone.
@@ -109,7 +112,14 @@ impl<'a> Comparison<'a> {
         let loaded = pair::load(&session, &notes, source, only).await?;
         let mut why: BTreeMap<TableName, String> = loaded.inconclusive.into_iter().collect();
         let pairs: Vec<Arc<Pair>> = loaded.pairs.into_iter().map(Arc::new).collect();
-        if !pairs.is_empty() {
+        let idle = match pairs.is_empty() {
+            true => None,
+            false => idle::idle(&session, &notes, &self.job.plan.name, name).await?,
+        };
+        if let Some(Idle { why: reason, next }) = idle {
+            self.totals.idle.store(true, Ordering::Relaxed);
+            why.extend(pairs.iter().map(|pair| (pair.table.clone(), format!("{reason}; {next}"))));
+        } else if !pairs.is_empty() {
             let copies = state::copies(&notes, name).await?;
             let touched = self.touched(name, &pairs, &copies).await?;
             let mut open = VecDeque::new();
@@ -235,7 +245,7 @@ impl<'a> Comparison<'a> {
         let found = state::found(&notes, self.id, source, table, copies).await?;
         let mut why = why.cloned();
         if why.is_none() && (found.parts == 0 || found.open > 0) {
-            why = Some("it was copied anew meanwhile, or not all of it was compared".to_owned());
+            why = Some("it was copied anew meanwhile, or not all of it was compared; compare it again".to_owned());
         }
         let verdict = match found.missing + found.extra + found.different {
             0 if why.is_some() => Verdict::Inconclusive,

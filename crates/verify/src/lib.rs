@@ -1,6 +1,6 @@
 //! Whether the target is what the source is.
 //!
-//! [`run`] compares tables ([`pair`]) in [`parts`], by [`rounds`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
+//! [`run`] compares tables ([`pair`]) in [`parts`], by [`rounds`], unless those that move the tail are [`idle`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
@@ -15,6 +15,7 @@ mod comparison;
 mod delta;
 mod error;
 mod fence;
+mod idle;
 mod mend;
 mod pair;
 mod parts;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::delta::Delta;
 use crate::error::VerifyError;
 use crate::fence::{self, Ends, Held};
+use crate::idle::{Idle, idle};
 use crate::pair::{self, At, Pair};
 use crate::round::give_way;
 use crate::run::nonce;
@@ -64,7 +65,7 @@ pub struct Mended {
 /// Puts rows right.
 ///
 /// # Errors
-/// It could not run: the plan's log is embedded, a server cannot be reached, or a table is not the plan's or has no key.
+/// It could not run: the plan's log is embedded, a server cannot be reached, capture or apply does not run, or a table is not the plan's or has no key.
 pub async fn mend(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, Problem> {
     Ok(all(job, wanted).await?)
 }
@@ -91,8 +92,11 @@ async fn all(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, VerifyError> {
         for rows in wanted.iter().filter(|rows| rows.source == source.name) {
             let session = pg::connect_read_only(endpoint, "mend").await?;
             let pair = pair_of(&session, &target, source, rows).await?;
-            drop(session);
             let keys = keys(&pair, rows)?;
+            if let Some(Idle { why, next }) = idle(&session, &target, &job.plan.name, &source.name).await? {
+                return Err(Problem::new(Code::NotRunning, format!("table {}", rows.table), why, next).into());
+            }
+            drop(session);
             for some in keys.chunks(AT_ONCE) {
                 let why = some_rows(job, endpoint, &target, &rows.source, &pair, some).await?;
                 mended.push(Mended { source: rows.source.clone(), table: rows.table.clone(), rows: some.len(), why });

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use log::StreamKind;
 use model::{Code, Lsn, Problem, Record, Seq, TableName};
@@ -84,14 +85,17 @@ async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Repo
     for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
         tables.extend(comparison.source(source, endpoint, &named).await?);
     }
-    state::end(&*comparison.notes.session().await?, &id).await?;
-    watch.ended();
+    // What an earlier run of it had done is not given up because nobody moves the tail just now.
+    if !(options.resume && comparison.totals.idle.load(Ordering::Relaxed)) {
+        state::end(&*comparison.notes.session().await?, &id).await?;
+        watch.ended();
+    }
     if tables.is_empty() {
         return Err(nothing(&named).into());
     }
     let lsn = tables.iter().filter(|table| table.verdict != Verdict::Inconclusive).map(|table| &table.lsn);
     let lsn = lsn.min_by_key(|lsn| lsn.parse::<Lsn>().unwrap_or_default()).cloned();
-    let Totals { held_ms, fences, no_prefix } = comparison.totals;
+    let Totals { held_ms, fences, no_prefix, .. } = comparison.totals;
     Ok(Report {
         verdict: Verdict::of(tables.iter().map(|table| table.verdict)),
         why: tables.iter().find_map(|table| table.why.clone()),
