@@ -31,7 +31,7 @@ mod sums;
 mod touched;
 
 pub use access::LogAccess;
-pub use check::{Checked, Databases, Mending, OnlyIn, Outcome, Sample};
+pub use check::{Checked, Databases, Fixing, OnlyIn, Outcome, Sample};
 pub use mend::{Mended, Named, Rows, mend};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
 pub use run::{Job, Options, Watch, run};
