@@ -64,6 +64,9 @@ fn the_template_is_a_plan() {
     let plan = Plan::parse(crate::template(), Path::new("crossfade.toml"), &url).unwrap();
     assert_eq!(plan.limits, Limits::default());
     assert_eq!(plan.state_dir, Path::new(".crossfade"));
+    // Whoever takes the embedded log need change nothing else.
+    let embedded = crate::template().replace("nats://127.0.0.1:4222", "embedded");
+    assert!(matches!(Plan::parse(&embedded, Path::new("crossfade.toml"), &url).unwrap().log, Log::Embedded));
     // What is commented out must be right as well.
     let all: String = crate::template()
         .lines()
@@ -186,6 +189,15 @@ fn a_missing_secret_names_its_variable() {
         assert_eq!((problem.code, problem.what.as_str()), (Code::SecretMissing, "etc/shop.toml:8 (target.url_env)"));
         assert!(problem.why.contains(name) && problem.next.contains(&format!("export {name}=")), "{problem}");
     }
+}
+
+#[test]
+fn several_missing_secrets_are_told_together() {
+    let text = PLAN.replace("TARGET_URL", "NOWHERE").replace("url = \"nats://127.0.0.1:4222\"", "url_env = \"EMPTY\"");
+    let problem = parse(&text).unwrap_err();
+    assert_eq!((problem.code, problem.what.as_str()), (Code::SecretMissing, "etc/shop.toml:8 (target.url_env)"));
+    assert_eq!(problem.why, "the environment variables NOWHERE, EMPTY are not set");
+    assert_eq!(problem.next, "set them before crossfade starts: export NOWHERE='…' EMPTY='…'");
 }
 
 #[test]
