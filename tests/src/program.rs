@@ -136,13 +136,16 @@ impl Crossfade {
         self.start(arguments)?.finish(COMMAND_LIMIT).await
     }
 
-    /// What `crossfade status --json` prints.
+    /// What `crossfade status --json` prints; its exit code has to be 2 if the target could not be asked, and else 0.
     pub async fn status(&self) -> Result<Value> {
         let mut running = self.start(&["status", "--json"])?;
         running.quiet = true;
         let finished = running.finish(COMMAND_LIMIT).await?;
-        ensure!(finished.status.success(), "status: {}: {}{}", finished.status, finished.stdout, finished.stderr);
-        finished.json()
+        let status = finished.json()?;
+        let expected = if status["phase"].is_null() { 2 } else { 0 };
+        let right = finished.status.code() == Some(expected) && status["warnings"].is_array();
+        ensure!(right, "status: {}: {}{}", finished.status, finished.stdout, finished.stderr);
+        Ok(status)
     }
 
     /// Waits until `condition` holds of the status, while `running` runs.

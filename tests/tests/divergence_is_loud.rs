@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use crossfade_tests::{Crossfade, World, follow};
+use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -78,10 +79,25 @@ async fn names_table_and_key_and_skips_nothing() -> Result<()> {
             ensure!(stopped.stdout.contains(mention), "{change}: not {mention:?} in {}", stopped.stdout);
         }
         ensure!(world.at_target(content)? == before, "{change}: something was written, or skipped");
+        let status = crossfade.status().await?;
+        let why = warning(&status, "apply_stopped").with_context(|| format!("{change}: {status:#}"))?;
+        ensure!(mentions.iter().all(|mention| why.contains(mention)) && why.contains("divergence"), "{change}: {why}");
+        ensure!(warning(&status, "apply_down").is_none(), "{status:#}");
         world.at_target(mended)?;
         run = crossfade.start(&["run"])?;
     }
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
-    run.stop().await
+    run.stop().await?;
+    // Whoever was stopped by a person was not stopped by what had stopped another one before.
+    let status = crossfade.status().await?;
+    ensure!(warning(&status, "apply_down").is_some() && warning(&status, "apply_stopped").is_none(), "{status:#}");
+    Ok(())
+}
+
+/// The text of the warning with this code.
+fn warning(status: &Value, code: &str) -> Option<String> {
+    let warnings = status["warnings"].as_array()?;
+    let found = warnings.iter().find(|warning| warning["code"] == code)?;
+    found["text"].as_str().map(str::to_owned)
 }

@@ -72,3 +72,21 @@ fn every_file_and_test_that_the_architecture_names_is_there() {
     assert!(missing.is_empty(), "docs/ARCHITECTURE.md names what is not there: {missing:#?}");
     assert!(tests > 30, "only {tests} tests were recognised");
 }
+
+/// Keys that scripts rely on, as the code names them, each in its table of docs/verify.md.
+#[test]
+fn every_key_of_verify_stands_in_its_document() {
+    let document = read("docs/verify.md");
+    for (file, types) in [
+        ("crates/verify/src/report.rs", &["Report", "TableReport", "Difference"][..]),
+        ("crates/status/src/model.rs", &["Verified", "NotEqual", "Oldest", "Unfinished"]),
+    ] {
+        let source = read(file);
+        for name in types {
+            let body = source.split(&format!("pub struct {name} {{")).nth(1).unwrap().split("\n}").next().unwrap();
+            let fields = body.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split(':').next());
+            let missing: Vec<&str> = fields.filter(|field| !document.contains(&format!("`{field}`"))).collect();
+            assert!(missing.is_empty(), "docs/verify.md lacks {missing:?} of {name}");
+        }
+    }
+}

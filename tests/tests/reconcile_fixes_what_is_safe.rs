@@ -68,7 +68,7 @@ async fn a_fix_that_does_not_mend_is_rolled_back() -> Result<()> {
     for (fix, why) in [
         ("'UPDATE public.orders SET total = 0 WHERE id = 1'", "still finds 2 rows"),
         ("['DELETE FROM public.orders', 'SELECT 1 / 0']", "22012"),
-        ("['DELETE FROM public.orders', 'COMMIT']", "42601"),
+        ("['DELETE FROM public.orders', '(COMMIT)']", "42601"),
         ("['DELETE FROM public.orders', 'INSERT INTO public.ran VALUES (1); COMMIT']", "42601"),
         ("'UPDATE public.orders SET total = 5000'", "23514"),
         ("'SELECT pg_sleep(30) FROM public.orders'", "57014"),

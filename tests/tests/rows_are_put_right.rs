@@ -1,7 +1,7 @@
 //! Given rows that verify found to differ: `recopy --rows` puts them right from the source, through the log, while everybody writes.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::follow::following;
@@ -122,20 +122,55 @@ async fn what_cannot_be_is_said() -> Result<()> {
     let finished = crossfade.run(&["recopy", "--rows", &file.display().to_string()]).await?;
     ensure!(finished.status.code() == Some(1) && finished.stdout.contains("check constraint"), "{finished:?}");
     let odd = crossfade.folder().join("odd.jsonl");
-    for (line, code) in [
-        ("{\"source\":\"shop\",\"table\":\"public.keyless\",\"key\":{}}", "no_tables"),
-        ("{\"source\":\"shop\",\"table\":\"public.t\",\"key\":{\"v\":\"a\"}}", "no_tables"),
-        ("{\"source\":\"other\",\"table\":\"public.t\",\"key\":{\"id\":\"1\"}}", "plan_invalid"),
-        ("nothing", "plan_invalid"),
-        ("", "plan_invalid"),
+    let right = "{\"source\":\"shop\",\"table\":\"public.t\",\"key\":{\"id\":\"1\"}}";
+    // What stands in the second line, the code, and words of the error.
+    for (line, code, words) in [
+        (
+            "{\"source\":\"shop\",\"table\":\"public.keyless\",\"key\":{}}",
+            "no_tables",
+            "crossfade recopy public.keyless",
+        ),
+        ("{\"source\":\"shop\",\"table\":\"public.t\",\"key\":{\"v\":\"a\"}}", "no_tables", "its key is"),
+        ("{\"source\":\"shop\",\"table\":\"public.t\",\"key\":{\"id\":\"one\"}}", "plan_invalid", "integer"),
+        ("{\"source\":\"shop\",\"table\":\"t\",\"key\":{\"id\":\"1\"}}", "plan_invalid", "schema.table"),
+        ("{\"source\":\"other\",\"table\":\"public.t\",\"key\":{\"id\":\"1\"}}", "plan_invalid", "other"),
+        (
+            "{\"source\":\"shop\",\"table\":\"public.t\",\"key\":{},\"kind\":\"odd\"}",
+            "plan_invalid",
+            "unknown variant `odd`",
+        ),
+        ("nothing", "plan_invalid", "column 2"),
     ] {
-        std::fs::write(&odd, line)?;
+        std::fs::write(&odd, format!("{right}\n{line}\n"))?;
         let finished = crossfade.run(&["recopy", "--json", "--rows", &odd.display().to_string()]).await?;
         ensure!(finished.status.code() == Some(2) && finished.error_code()? == code, "{line}: {finished:?}");
+        let error = &finished.json()?["error"];
+        ensure!(error["what"].as_str().is_some_and(|what| what.contains("odd.jsonl:2")), "{line}: {error:#}");
+        ensure!(error.to_string().contains(words) && !finished.stderr.contains(" at line "), "{line}: {error:#}");
     }
+    std::fs::write(&odd, "")?;
+    let empty = crossfade.run(&["recopy", "--json", "--rows", &odd.display().to_string()]).await?;
+    ensure!(empty.error_code()? == "plan_invalid", "{empty:?}");
+    // The report that stands beside it says which file is meant.
+    let beside = std::fs::read_dir(crossfade.state_dir().join("reports"))?.flatten().map(|entry| entry.path());
+    let report = beside.filter(|path| path.to_string_lossy().ends_with("-verify.json")).max().context("a report")?;
+    let told = crossfade.run(&["recopy", "--rows", &report.display().to_string()]).await?;
+    ensure!(told.status.code() == Some(2) && told.stderr.contains(&file.display().to_string()), "{told:?}");
+    // A row that stands there twice is one, and a table is told of once.
+    world.at_target("ALTER TABLE t DROP CONSTRAINT t_check")?;
+    let many = |id: u32| right.replace("\"1\"", &format!("\"{id}\""));
+    let lines: Vec<String> = (1..=250).chain(1..=3).map(many).collect();
+    std::fs::write(&odd, lines.join("\n"))?;
+    let told = crossfade.run(&["recopy", "--rows", &odd.display().to_string()]).await?;
+    ensure!(told.stdout == "public.t: 250 rows are as the source has them\n", "{told:?}");
     world.at_source("UPDATE t SET v = 'later' WHERE id = 6")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    run.stop().await
+    run.stop().await?;
+    let begun = Instant::now();
+    let finished = crossfade.run(&["recopy", "--json", "--rows", &file.display().to_string()]).await?;
+    ensure!(finished.status.code() == Some(2) && finished.error_code()? == "not_running", "{finished:?}");
+    ensure!(begun.elapsed() < MINUTE / 4 && finished.stdout.contains("start `crossfade run`"), "{finished:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,3 +90,38 @@ async fn the_embedded_log_is_refused_by_what_needs_another_machine() -> Result<(
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn and_of_what_was_compared() -> Result<()> {
+    let world = world(World::with_nats())?;
+    world.at_source("CREATE TABLE u (id integer PRIMARY KEY); CREATE TABLE v (id integer PRIMARY KEY)")?;
+    let crossfade = world.crossfade()?;
+    ensure!(crossfade.status().await?["verify"]["unverified"] == 0);
+    let mut run = crossfade_tests::follow::following(&crossfade).await?;
+    let counts = |verify: &Value| ["equal", "different", "inconclusive", "unverified"].map(|key| verify[key].as_u64());
+    let before = crossfade.status().await?["verify"].clone();
+    ensure!(counts(&before) == [Some(0), Some(0), Some(0), Some(3)] && before["oldest"].is_null(), "{before:#}");
+    world.at_target("DELETE FROM t WHERE id = 5; ALTER TABLE u RENAME id TO other")?;
+    let report = crossfade.run(&["verify", "--json"]).await?.json()?;
+    let after = crossfade.status().await?["verify"].clone();
+    ensure!(counts(&after) == [Some(1), Some(1), Some(1), Some(0)], "{after:#}");
+    let not_equal = |at: usize| (after["not_equal"][at]["table"].clone(), after["not_equal"][at]["verdict"].clone());
+    ensure!(not_equal(0) == ("public.t".into(), "different".into()), "{after:#}");
+    ensure!(not_equal(1) == ("public.u".into(), "inconclusive".into()), "{after:#}");
+    let lsns: Vec<&Value> = report["tables"].as_array().into_iter().flatten().map(|table| &table["lsn"]).collect();
+    ensure!(lsns.contains(&&after["oldest"]["lsn"]) && after["oldest"]["age"].as_f64().is_some(), "{after:#}");
+    ensure!(after["unfinished"].is_null(), "{after:#}");
+    let shown = crossfade.run(&["status"]).await?.stdout;
+    ensure!(shown.contains("verify: 1 equal, 1 different, 1 inconclusive; the oldest verdict is of "), "{shown}");
+    ensure!(shown.contains("  public.t is different\n") && shown.contains("  public.u is inconclusive: "), "{shown}");
+
+    // What was said of one copy is not said of the next one.
+    world.at_target("ALTER TABLE u RENAME other TO id")?;
+    ensure!(crossfade.run(&["recopy", "public.v"]).await?.status.success());
+    let recopied = "SELECT epoch = 2 FROM crossfade.tables WHERE name = 'v'";
+    crossfade_tests::until("the next copy", MINUTE, || async { Ok((world.at_target(recopied)? == "t").then_some(())) })
+        .await?;
+    let status = crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    ensure!(counts(&status["verify"]) == [Some(0), Some(1), Some(1), Some(1)], "{status:#}");
+    run.stop().await
+}

@@ -120,6 +120,7 @@ async fn status_says_what_it_knows_while_parts_are_down() -> Result<()> {
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     run.stop().await?;
     world.target.stop(Shutdown::Fast)?;
+    ended_with(&crossfade.run(&["status"]).await?, 2)?;
     let status = crossfade.elsewhere()?.status().await?;
     ensure!(
         status["phase"].is_null() && codes(&status["warnings"]).contains(&"target_unreachable".to_owned()),
@@ -132,6 +133,7 @@ async fn status_says_what_it_knows_while_parts_are_down() -> Result<()> {
     world.target.boot()?;
     world.source.stop(Shutdown::Fast)?;
     world.nats = None;
+    ended_with(&crossfade.run(&["status"]).await?, 0)?;
     let status = crossfade.status().await?;
     let warnings = codes(&status["warnings"]);
     ensure!(

@@ -242,10 +242,10 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
     world.at_source(
         "CREATE TABLE big (id bigint PRIMARY KEY, filler text); INSERT INTO big SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 200000) i",
     )?;
-    let slow = world.plan().section("[verify]\nrows_per_second = 40000\nconnections = 1\nrenew = \"1s\"");
+    let slow = world.plan().section("[verify]\nrows_per_second = 20000\nconnections = 1\nrenew = \"1s\"");
     let crossfade = Crossfade::new(&slow)?;
     let mut run = following(&crossfade).await?;
-    world.at_target("DELETE FROM big WHERE id = 1")?;
+    world.at_target("DELETE FROM big WHERE id % 10000 = 1")?;
     let mut first = crossfade.start(&["verify", "--json"])?;
     let done = "SELECT coalesce(string_agg(part || ' ' || done_at, ',' ORDER BY part), '') FROM crossfade.verify_part WHERE done_at IS NOT NULL";
     crossfade_tests::until("a part that is done, and one that is not", MINUTE, || async {
@@ -253,16 +253,47 @@ async fn killed_at_half_it_goes_on_where_it_was() -> Result<()> {
         Ok((row == "t" && world.at_target(done)?.matches(' ').count() >= 2).then_some(()))
     })
     .await?;
+    let unfinished = crossfade.status().await?["verify"]["unfinished"].clone();
+    ensure!(unfinished["running"] == true && unfinished["done"].as_u64() >= Some(1), "{unfinished:#}");
     first.kill9()?;
     first.hush();
+    let status = crossfade_tests::until("nobody at it any more", MINUTE, || async {
+        let status = crossfade.status().await?;
+        Ok((status["verify"]["unfinished"]["running"] == false).then_some(status))
+    });
+    let unfinished = status.await?["verify"]["unfinished"].clone();
+    ensure!(unfinished["parts"].as_u64() > unfinished["done"].as_u64(), "{unfinished:#}");
+    let shown = crossfade.run(&["status"]).await?.stdout;
+    ensure!(shown.contains("cut off") && shown.contains("`crossfade verify --resume` goes on with it"), "{shown}");
     let before = world.at_target(done)?;
     let open = world.at_target("SELECT count(*) FROM crossfade.verify_part WHERE done_at IS NULL")?;
     ensure!(open.parse::<u32>()? > 0, "it was through before it was killed");
+    // A signal is its pause: it says so, and where the rows are.
+    let mut second = crossfade.start(&["verify", "--json", "--resume"])?;
+    crossfade_tests::until("another part that is done", MINUTE, || async {
+        Ok((world.at_target(done)?.len() > before.len()).then_some(()))
+    })
+    .await?;
+    second.term()?;
+    let second = second.finish(MINUTE).await?;
+    ensure!(second.status.code() == Some(143) && second.stdout.is_empty(), "{second:?}");
+    ensure!(second.stderr.contains("`crossfade verify --resume` goes on"), "{second:?}");
+    let file =
+        second.stderr.lines().find_map(|line| line.split_once("as far as it came: ")).context("a file of rows")?;
+    let lines = std::fs::read_to_string(file.1)?;
+    ensure!(lines.lines().count() > 0 && lines.lines().all(|line| line.contains("missing")), "{lines}");
+    // Gone on with while nothing runs, it stays as it was.
+    run.stop().await?;
     let report = verify(&crossfade, &["--resume"]).await?;
-    ensure!(counts(&report) == (1, 0, 0) && report["tables"][0]["rows"] == 200_000, "{report:#}");
+    let why = report["tables"][0]["why"].as_str().unwrap_or_default();
+    ensure!(why.contains("neither capture"), "{report:#}");
+    let mut run = following(&crossfade).await?;
+    let report = verify(&crossfade, &["--resume"]).await?;
+    ensure!(counts(&report) == (20, 0, 0) && report["tables"][0]["rows"] == 200_000, "{report:#}");
     let after = world.at_target(done)?;
     ensure!(before.split(',').all(|part| after.contains(part)), "parts were done again: {before} and {after}");
     ensure!(report["fences"].as_u64() >= Some(2), "its snapshots were not renewed: {report:#}");
+    ensure!(crossfade.status().await?["verify"]["unfinished"].is_null(), "it is through");
     run.stop().await
 }
 
@@ -378,11 +409,18 @@ async fn while_nothing_runs_it_says_so() -> Result<()> {
     let mut run = following(&crossfade).await?;
     run.stop().await?;
     world.at_source("CREATE TABLE later (id integer PRIMARY KEY)")?;
+    let begun = std::time::Instant::now();
     let report = verify(&crossfade, &[]).await?;
+    ensure!(begun.elapsed() < MINUTE / 4, "it took {:?} to see that", begun.elapsed());
     let why: Vec<&str> =
         report["tables"].as_array().into_iter().flatten().filter_map(|table| table["why"].as_str()).collect();
     ensure!(report["verdict"] == "inconclusive" && why.len() == 2, "{report:#}");
-    ensure!(why[0].contains("no copy of it has begun") && why[1].contains("is capture running?"), "{why:?}");
+    ensure!(
+        why[0].contains("no copy of it has begun")
+            && why[1].contains("neither capture")
+            && why[1].contains("start `crossfade run`"),
+        "{why:?}"
+    );
     ensure!(report["why"] == why[0], "{report:#}");
     Ok(())
 }

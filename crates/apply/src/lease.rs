@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use model::Problem;
 use pg::{Endpoint, Session};
 
 use crate::ApplyError;
@@ -39,8 +40,23 @@ async fn alive(session: &Session, worker: &str) -> Result<(), ApplyError> {
     session
         .execute(
             "INSERT INTO crossfade.worker VALUES ($1::text, clock_timestamp())
-             ON CONFLICT (worker) DO UPDATE SET seen_at = excluded.seen_at",
+             ON CONFLICT (worker) DO UPDATE SET seen_at = excluded.seen_at, stopped_code = NULL, stopped = NULL",
             &[&worker],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes, for `status`, what has stopped this process: its next heartbeat, if it ever has one, takes it away.
+///
+/// # Errors
+/// The target.
+pub(crate) async fn stopped(endpoint: &Endpoint, worker: &str, problem: &Problem) -> Result<(), ApplyError> {
+    let session = pg::connect(endpoint, "apply stopped").await?;
+    session
+        .execute(
+            "UPDATE crossfade.worker SET stopped_code = $2::text, stopped = $3::text WHERE worker = $1::text",
+            &[&worker, &problem.code.as_str(), &problem.to_string()],
         )
         .await?;
     Ok(())

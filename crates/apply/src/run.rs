@@ -57,7 +57,11 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
             Err(error) => error,
         };
         if !error.retry() || !started {
-            return Err(error.into());
+            let problem = error.into();
+            if started {
+                note(&job, &problem, &stop).await;
+            }
+            return Err(problem);
         }
         let pause = backoff.after(begun.elapsed());
         warn!("apply is interrupted: {error}; trying again in {} ms", pause.as_millis());
@@ -68,6 +72,23 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
         }
     }
 }
+
+/// Leaves word in the target of what has stopped this process. If it cannot, its own output says so all the same.
+async fn note(job: &Job, problem: &Problem, stop: &CancellationToken) {
+    let noted = tokio::time::timeout(NOTED, lease::stopped(&job.endpoint, &job.worker, problem));
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        noted = noted => match noted {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!("`crossfade status` will not say what has stopped apply: {error}"),
+            Err(_) => warn!("`crossfade status` will not say what has stopped apply: the target does not answer"),
+        },
+    }
+}
+
+/// How long that may hold up the end: it takes milliseconds where the target can be reached.
+const NOTED: Duration = Duration::from_secs(2);
 
 async fn attempt(
     job: &Arc<Job>,

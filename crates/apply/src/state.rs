@@ -29,7 +29,7 @@ CREATE TABLE crossfade.lease (
     taken_from text);                           -- the worker that held it before and was silent, though its session was there
 INSERT INTO crossfade.lease DEFAULT VALUES;
 
--- Apply processes, each of which says every two seconds that it lives.
+-- Apply processes, each of which says every two seconds that it lives. What came later: stopped_code and stopped, what stopped it for good.
 CREATE TABLE crossfade.worker (worker text PRIMARY KEY, seen_at timestamptz NOT NULL);
 
 -- Per source: how far its copy stream's control records and its tail have been taken in.
@@ -102,6 +102,14 @@ CREATE TABLE IF NOT EXISTS crossfade.mend (
     lsn pg_lsn NOT NULL, record bytea NOT NULL, -- the log's
     done_at timestamptz, outcome text,          -- null: they are what they should be
     PRIMARY KEY (source, id));
+
+-- What stopped a worker that only people can mend. Looked up first: ALTER TABLE takes its lock even where there is nothing to add, and behind it
+-- every heartbeat would wait for who reads the table at length (pg_dump).
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'crossfade.worker'::regclass AND attname = 'stopped' AND NOT attisdropped) THEN
+        ALTER TABLE crossfade.worker ADD COLUMN IF NOT EXISTS stopped_code text, ADD COLUMN IF NOT EXISTS stopped text;
+    END IF;
+END $$;
 ";
 
 /// The target as `crossfade.fence` names it.

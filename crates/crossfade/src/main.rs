@@ -163,58 +163,50 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
     };
     let token = stop.token();
     let plan = || Plan::load(&arguments.plan).map(std::sync::Arc::new);
-    // These three end with 0 when they are told to.
-    let served = match arguments.command {
-        Command::Run => match plan() {
-            Ok(plan) => Some(commands::run::run(plan, token.clone()).await),
-            Err(problem) => Some(Err(problem)),
-        },
-        Command::Capture => match plan() {
-            Ok(plan) => Some(commands::capture::run(plan, token.clone()).await),
-            Err(problem) => Some(Err(problem)),
-        },
-        Command::Apply => match plan() {
-            Ok(plan) => Some(commands::apply::run(plan, token.clone()).await),
-            Err(problem) => Some(Err(problem)),
-        },
-        Command::Init
-        | Command::Survey
-        | Command::Status { .. }
-        | Command::Verify { .. }
-        | Command::Cutover { .. }
-        | Command::Recopy { .. }
-        | Command::Reconcile { .. }
-        | Command::Complete { .. } => None,
+    let done = |()| 0;
+    // These end by themselves when they are told to, the first three with 0.
+    let ended = async {
+        Ok(Some(match &arguments.command {
+            Command::Run => commands::run::run(plan()?, token.clone()).await.map(done)?,
+            Command::Capture => commands::capture::run(plan()?, token.clone()).await.map(done)?,
+            Command::Apply => commands::apply::run(plan()?, token.clone()).await.map(done)?,
+            &Command::Verify { ref tables, sample, resume, recheck, mask } => {
+                let options = verify::Options { tables: report::tables(tables)?, sample, resume, recheck, mask };
+                commands::verify::run(plan()?, options, output, &stop).await?
+            }
+            &Command::Cutover { dry_run, cancel, timeout, max_lag, max_verify_age, no_way_back } => {
+                let options = cutover::Options { dry_run, timeout, max_lag, max_verify_age, no_way_back };
+                // It undoes itself when it is told to stop: the source must not stay closed.
+                let code = commands::cutover::run(plan()?, &options, cancel, &token, output).await?;
+                if token.is_cancelled() && code != 0 { stop.exit_code() } else { code }
+            }
+            Command::Init
+            | Command::Survey
+            | Command::Status { .. }
+            | Command::Recopy { .. }
+            | Command::Reconcile { .. }
+            | Command::Complete { .. } => return Ok(None),
+        }))
     };
-    if let Some(result) = served {
-        return result.map_or_else(|problem| output.failed(&problem), |()| 0);
-    }
-    if let Command::Cutover { dry_run, cancel, timeout, max_lag, max_verify_age, no_way_back } = arguments.command {
-        let options = cutover::Options { dry_run, timeout, max_lag, max_verify_age, no_way_back };
-        // It undoes itself when it is told to stop: the source must not stay closed.
-        let ended = match plan() {
-            Ok(plan) => commands::cutover::run(plan, &options, cancel, &token, output).await,
-            Err(problem) => Err(problem),
-        };
-        let code = ended.unwrap_or_else(|problem| output.failed(&problem));
-        return if token.is_cancelled() && code != 0 { stop.exit_code() } else { code };
+    match ended.await {
+        Ok(None) => {}
+        Ok(Some(code)) => return code,
+        Err(problem) => return output.failed(&problem),
     }
     let once = async {
         match arguments.command {
             Command::Init => commands::init::run(&arguments.plan, output),
             Command::Survey => commands::survey::run(plan()?, output).await,
             Command::Status { watch } => commands::status::run(plan()?, watch, output).await,
-            Command::Verify { tables, sample, resume, recheck, mask } => {
-                let options = verify::Options { tables: report::tables(&tables)?, sample, resume, recheck, mask };
-                commands::verify::run(plan()?, options, output).await
-            }
             Command::Recopy { rows: Some(file), .. } => commands::recopy::rows(plan()?, &file, output).await,
             Command::Recopy { tables, new_source, rows: None } => {
                 commands::recopy::run(plan()?, tables, new_source, output).await
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
-            Command::Run | Command::Capture | Command::Apply | Command::Cutover { .. } => Ok(0),
+            Command::Run | Command::Capture | Command::Apply | Command::Verify { .. } | Command::Cutover { .. } => {
+                Ok(0)
+            }
         }
     };
     tokio::select! {

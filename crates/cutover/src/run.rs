@@ -124,7 +124,7 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
     }
     info!("comparing what was touched since the tables were compared");
     let recheck = verify::Options { recheck: true, ..verify::Options::default() };
-    let compared = verify::run(&job.verify, &recheck, &|_, _, _| {}).await?;
+    let compared = verify::run(&job.verify, &recheck, &()).await?;
     if compared.verdict != verify::Verdict::Equal {
         let other = compared.tables.iter().find(|table| table.verdict != verify::Verdict::Equal);
         let table = other.map_or("a table", |table| table.table.as_str());

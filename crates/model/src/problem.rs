@@ -127,6 +127,8 @@ codes! {
     NoTables = "no_tables", exit 2;
     /// No comparison was cut off that could go on.
     NothingToResume = "nothing_to_resume", exit 2;
+    /// Capture or apply is not running, and the command needs it.
+    NotRunning = "not_running", exit 2;
     /// The target already has tables that `clone` would create, or is another plan's.
     TargetNotEmpty = "target_not_empty", exit 2;
     /// A table or column that the source has is missing in a target that is said to exist.

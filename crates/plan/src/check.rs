@@ -24,10 +24,17 @@ const LEAST_LOG: u64 = 16 << 20;
 pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let file = File::new(path, text);
     let table = file.parse()?;
-    const KNOWN: [&str; 10] =
-        ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check"];
     let top = Section::top(&file, table.get_ref(), &KNOWN)?;
+    checked(&top, path, env).map_err(|problem| match problem.code {
+        Code::SecretMissing => all_missing(&top, env, problem),
+        _ => problem,
+    })
+}
 
+const KNOWN: [&str; 10] =
+    ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check"];
+
+fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let name =
         top.get("name").ok_or_else(|| top.lacks("name", "name the plan, at the top of the file: name = \"shop\""))?;
     let target = top.get("target").ok_or_else(|| {
@@ -109,6 +116,32 @@ fn secret<'a>(section: &Section<'a>, example: &str, env: Env<'_>) -> Result<(Ent
         }
     };
     Ok((entry, Secret::new(value.trim())))
+}
+
+/// Who has forgotten one variable has often forgotten the others: all of them are told, in the order in which they are asked for.
+fn all_missing(top: &Section<'_>, env: Env<'_>, first: Problem) -> Problem {
+    let sources = top.get("sources").and_then(|sources| sources.open().ok());
+    let sections = top.get("target").into_iter().chain(sources.iter().flat_map(Section::entries)).chain(top.get("log"));
+    let names: Vec<String> = sections
+        .filter_map(|entry| Some(entry.open().ok()?.get("url_env")?.text("").ok()?.to_owned()))
+        .filter(|name| env(name).is_none_or(|value| value.trim().is_empty()))
+        .collect();
+    // One that stands there twice is one; what is no name may be the URL itself, and is told of in its turn.
+    let mut missing: Vec<&str> = Vec::new();
+    for name in names.iter().filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')) {
+        if !missing.contains(&name.as_str()) && !name.is_empty() {
+            missing.push(name);
+        }
+    }
+    if missing.len() < 2 {
+        return first;
+    }
+    let exports: Vec<String> = missing.iter().map(|name| format!("{name}='…'")).collect();
+    Problem {
+        why: format!("the environment variables {} are not set", missing.join(", ")),
+        next: format!("set them before crossfade starts: export {}", exports.join(" ")),
+        ..first
+    }
 }
 
 fn check_target(entry: &Entry<'_>, env: Env<'_>) -> Result<(Target, Server), Problem> {

@@ -8,9 +8,9 @@ use pg::{Endpoint, PgError, Session};
 use plan::{Plan, Source};
 
 use crate::backlog::{self, Backlog};
-use crate::model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Warning};
+use crate::model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Verified, Warning};
 use crate::source::{self, SourceNow};
-use crate::target::{self, Other, TargetNow};
+use crate::target::{self, Other, Stopped, TargetNow};
 
 /// Gathers the status as often as asked, over connections that it keeps.
 pub struct Gather {
@@ -69,7 +69,7 @@ impl Gather {
                     "target_not_empty",
                     format!("the target's schema crossfade is of plan {name:?}"),
                 ));
-                TargetNow { phase: Some(Phase::Starting), ..TargetNow::default() }
+                TargetNow { phase: Some(Phase::Starting), verify: Some(Verified::default()), ..TargetNow::default() }
             }
             Err(error) => {
                 warnings.push(Warning::new("target_unreachable", Problem::from(error).to_string()));
@@ -81,6 +81,8 @@ impl Gather {
             warnings.push(Warning::new("log_unreachable", problem.to_string()));
             None
         });
+        let closed = sources.iter().map(|now| now.as_ref().ok().map(|now| now.closed)).collect::<Vec<_>>();
+        let writable = writable(&closed, target.phase.is_some().then_some(target.open));
         let mut states = Vec::new();
         for ((source, link), now) in plan.sources.iter().zip(&mut self.sources).zip(sources) {
             let backlog = match &log {
@@ -97,22 +99,18 @@ impl Gather {
             let clock = clock(link, now.is_some()).await;
             states.push(state(&plan, source, now, backlog, &target, clock, &mut warnings));
         }
-        self.status(states, target, log_state, warnings).await
+        self.status(states, target, writable, log_state, warnings).await
     }
 
     async fn status(
         &mut self,
         sources: Vec<SourceState>,
         target: TargetNow,
+        writable_side: &'static str,
         log: LogState,
         mut warnings: Vec<Warning>,
     ) -> Status {
-        match (&target.worker, target.phase) {
-            (Some((_, true)), _) | (_, None | Some(Phase::Starting)) => {}
-            (Some((worker, false)), _) => warnings
-                .push(Warning::new("apply_down", format!("apply process {worker} has been silent for 6 s or more"))),
-            (None, _) => warnings.push(Warning::new("apply_down", "no apply process holds the lease")),
-        }
+        warnings.extend(apply_down(&target));
         let mut tables = target.tables;
         if matches!(target.phase, Some(Phase::Starting | Phase::Copying)) {
             self.add_waiting(&mut tables).await;
@@ -126,9 +124,9 @@ impl Gather {
         Status {
             schema_version: 1,
             plan: self.plan.name.clone(),
-            epoch: 0,
+            epoch: target.epoch,
             phase: target.phase,
-            writable_side: "source",
+            writable_side,
             sources,
             tables,
             apply: Applied {
@@ -139,6 +137,7 @@ impl Gather {
                 rows: sum(|c| c.rows),
             },
             log,
+            verify: target.verify,
             warnings,
         }
     }
@@ -172,10 +171,28 @@ impl Gather {
     }
 }
 
+/// Whether nobody applies, and why.
+fn apply_down(target: &TargetNow) -> Option<Warning> {
+    // After a cutover there is nothing to be applied.
+    if target.open {
+        return None;
+    }
+    match (&target.worker, target.phase, &target.stopped) {
+        (Some((_, true)), ..) | (_, None | Some(Phase::Starting), _) => None,
+        (_, _, Some(Stopped { worker, code, text })) => {
+            Some(Warning::new("apply_stopped", format!("apply process {worker} was stopped by {code}: {text}")))
+        }
+        (Some((worker, false)), ..) => {
+            Some(Warning::new("apply_down", format!("apply process {worker} has been silent for 6 s or more")))
+        }
+        (None, ..) => Some(Warning::new("apply_down", "no apply process holds the lease")),
+    }
+}
+
 async fn look_at_source(link: &mut Link, plan: &Plan, source: &Source) -> Result<SourceNow, PgError> {
     let slot = capture::slot_name(&plan.name, &source.name);
     let place = link.endpoint.describe();
-    source::look(link.session().await?, &slot).await.map_err(|error| error.at(&place))
+    source::look(link.session().await?, &source.name, &slot).await.map_err(|error| error.at(&place))
 }
 
 async fn look_at_target(link: &mut Link, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
@@ -186,6 +203,17 @@ async fn look_at_target(link: &mut Link, plan: &str) -> Result<Result<TargetNow,
         link.session = None;
     }
     now
+}
+
+/// Where the application may write. Which sources are closed, and whether the target is open, each if that is known.
+fn writable(closed: &[Option<bool>], open: Option<bool>) -> &'static str {
+    match open {
+        Some(true) => "target",
+        _ if closed.contains(&None) => "unknown",
+        _ if !closed.contains(&Some(true)) => "source",
+        Some(false) => "none",
+        None => "unknown",
+    }
 }
 
 /// The source's clock, or this machine's where the source cannot be asked.

@@ -1,7 +1,7 @@
 //! How a migration stands: one model ([`Status`]), gathered from the plan alone ([`Gather`]), shown as text ([`text`]), progress bars
 //! ([`Bars`]) or JSON. Works from any machine, and while parts are down: what is not known is absent, and a warning says why.
 //!
-//! [`source`], [`target`] and [`backlog`] each ask one of the three places.
+//! [`source`], [`target`] and [`backlog`] each ask one of the three places; [`verdicts`] are in the target, too.
 
 mod backlog;
 mod bars;
@@ -10,8 +10,12 @@ mod model;
 mod source;
 mod target;
 mod text;
+mod verdicts;
 
 pub use bars::Bars;
 pub use gather::Gather;
-pub use model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Warning};
+pub use model::{
+    Applied, Lag, LogState, NotEqual, Oldest, Phase, SourceState, Status, TableProgress, TableState, Unfinished,
+    Verified, Warning,
+};
 pub use text::text;

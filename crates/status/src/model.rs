@@ -11,7 +11,7 @@ pub struct Status {
     pub epoch: u64,
     /// Absent while the target cannot be asked.
     pub phase: Option<Phase>,
-    /// Where the application may write.
+    /// Where the application may write: `source`, `target`, `none`, or `unknown` while a server cannot be asked that decides it.
     pub writable_side: &'static str,
     /// In the plan's order.
     pub sources: Vec<SourceState>,
@@ -21,6 +21,8 @@ pub struct Status {
     pub apply: Applied,
     /// What the log holds.
     pub log: LogState,
+    /// What `crossfade verify` has found; absent while the target cannot be asked.
+    pub verify: Option<Verified>,
     /// What is wrong, or not known.
     pub warnings: Vec<Warning>,
 }
@@ -37,6 +39,18 @@ pub enum Phase {
     Joining,
     /// The target follows the source.
     Following,
+    /// A cutover closes the source to writes.
+    Fencing,
+    /// Nobody can write.
+    Fenced,
+    /// The target has everything that the source has.
+    Drained,
+    /// It can be decided.
+    Prepared,
+    /// The target is the writable side; the application is being led over.
+    Committed,
+    /// The application is led over.
+    Routed,
 }
 
 /// A source. LSNs are in Postgres's form.
@@ -130,6 +144,68 @@ pub struct LogState {
     pub bytes: Option<u64>,
     /// How many.
     pub messages: Option<u64>,
+}
+
+/// What was compared of the copies that the target has now, table by table: a verdict on an earlier copy is none.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verified {
+    /// Tables whose last verdict that is.
+    pub equal: u64,
+    /// See `equal`.
+    pub different: u64,
+    /// See `equal`.
+    pub inconclusive: u64,
+    /// Tables that no comparison has come to an end on.
+    pub unverified: u64,
+    /// Of those that are equal or different, the tables of which only a sample was compared.
+    pub sampled: u64,
+    /// The tables that are different, and those of which nothing can be said.
+    pub not_equal: Vec<NotEqual>,
+    /// The oldest verdict that is equal or different.
+    pub oldest: Option<Oldest>,
+    /// The last comparison, if it has not come to its end.
+    pub unfinished: Option<Unfinished>,
+}
+
+/// A table whose last verdict is not `equal`.
+#[derive(Clone, Debug, Serialize)]
+pub struct NotEqual {
+    /// The source's name in the plan.
+    pub source: String,
+    /// `schema.name` in the target.
+    pub table: String,
+    /// `different` or `inconclusive`.
+    pub verdict: String,
+    /// Why nothing can be said of it.
+    pub why: Option<String>,
+}
+
+/// How old the oldest verdict is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Oldest {
+    /// The commit that both sides were compared at, in Postgres's form.
+    pub lsn: String,
+    /// When it was given, RFC 3339.
+    pub at: String,
+    /// How long ago, in seconds.
+    pub age: f64,
+}
+
+/// A comparison that is under way, or was cut off.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unfinished {
+    /// Which.
+    pub id: String,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    /// Whether a process is at it.
+    pub running: bool,
+    /// It is a `--recheck`, which cannot be resumed.
+    pub recheck: bool,
+    /// Parts of tables, as far as it has divided them, and how many of them are done.
+    pub parts: u64,
+    /// See `parts`.
+    pub done: u64,
 }
 
 /// Something that a person should know.

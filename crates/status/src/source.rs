@@ -21,16 +21,19 @@ pub(crate) struct SourceNow {
     pub slot: Option<SlotState>,
     /// Capture has been sent everything up to `lsn`.
     pub sent: bool,
+    /// A cutover has closed it to writes.
+    pub closed: bool,
 }
 
 /// Asks it, and gives a running capture the moment that it needs to get to where the WAL ended at the beginning of this.
-pub(crate) async fn look(session: &Session, slot: &str) -> Result<SourceNow, PgError> {
+pub(crate) async fn look(session: &Session, source: &str, slot: &str) -> Result<SourceNow, PgError> {
+    let closed = closed(session, source).await?;
     let lsn = pg::catalog::wal_position(session).await?;
     let begun = tokio::time::Instant::now();
     loop {
         let state = capture::slot_state(session, slot).await?;
         let Some(pid) = state.as_ref().and_then(|state| state.active_pid) else {
-            return Ok(SourceNow { lsn, slot: state, sent: false });
+            return Ok(SourceNow { lsn, slot: state, sent: false, closed });
         };
         let row = session
             .query_opt(
@@ -40,10 +43,18 @@ pub(crate) async fn look(session: &Session, slot: &str) -> Result<SourceNow, PgE
             .await?;
         let sent = row.is_some_and(|row| lsn.bytes_since(Lsn(row.get::<_, i64>(0) as u64)) <= PAGE_HEADER);
         if sent || begun.elapsed() > CATCH_UP {
-            return Ok(SourceNow { lsn, slot: state, sent });
+            return Ok(SourceNow { lsn, slot: state, sent, closed });
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+async fn closed(session: &Session, source: &str) -> Result<bool, PgError> {
+    if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let query = "SELECT closed > opened FROM crossfade.fence WHERE side = 'source ' || $1::text";
+    Ok(session.query_opt(query, &[&source]).await?.is_some_and(|row| row.get(0)))
 }
 
 /// The source's clock, in microseconds since 1970: commit times are its own.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use model::{Lsn, Seq, TableName};
 use pg::{PgError, Session};
 
-use crate::model::{Phase, TableProgress, TableState};
+use crate::model::{Phase, TableProgress, TableState, Verified};
+use crate::verdicts;
 
 /// The state of one plan in the target.
 #[derive(Default)]
@@ -14,7 +15,22 @@ pub(crate) struct TargetNow {
     pub tables: Vec<TableProgress>,
     /// Who holds the lease, and whether it said lately that it lives.
     pub worker: Option<(String, bool)>,
+    /// What has stopped apply, if that needs people.
+    pub stopped: Option<Stopped>,
     pub phase: Option<Phase>,
+    /// The last cutover.
+    pub epoch: u64,
+    /// The application may write here.
+    pub open: bool,
+    pub verify: Option<Verified>,
+}
+
+/// An apply process that does not go on by itself.
+pub(crate) struct Stopped {
+    pub worker: String,
+    pub code: String,
+    /// What, why, and what next.
+    pub text: String,
 }
 
 pub(crate) struct Checkpoint {
@@ -41,7 +57,8 @@ pub(crate) async fn look(session: &Session, plan: &str) -> Result<Result<TargetN
 async fn read(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
     let there: bool = session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0);
     if !there {
-        return Ok(Ok(TargetNow { phase: Some(Phase::Starting), ..TargetNow::default() }));
+        let verify = Some(Verified::default());
+        return Ok(Ok(TargetNow { phase: Some(Phase::Starting), verify, ..TargetNow::default() }));
     }
     let name: Option<String> = session.query_opt("SELECT name FROM crossfade.plan", &[]).await?.map(|row| row.get(0));
     if let Some(other) = name.filter(|name| name != plan) {
@@ -51,7 +68,7 @@ async fn read(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>,
     let tables = tables(session, &checkpoints).await?;
     let row = session
         .query_opt(
-            "SELECT l.worker, coalesce(w.seen_at > clock_timestamp() - interval '6 seconds', false)
+            "SELECT l.worker, coalesce(w.seen_at > clock_timestamp() - interval '6 seconds' AND to_jsonb(w) ->> 'stopped' IS NULL, false)
                FROM crossfade.lease l LEFT JOIN crossfade.worker w ON w.worker = l.worker WHERE l.worker IS NOT NULL",
             &[],
         )
@@ -70,8 +87,57 @@ async fn read(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>,
         (true, false) => Phase::Joining,
         (true, true) => Phase::Following,
     };
-    Ok(Ok(TargetNow { checkpoints, tables, worker: row.map(|row| (row.get(0), row.get(1))), phase: Some(phase) }))
+    let stopped = session.query_opt(STOPPED, &[]).await?;
+    let (cutover, open) = (cutover(session).await?, open(session).await?);
+    Ok(Ok(TargetNow {
+        checkpoints,
+        tables,
+        worker: row.map(|row| (row.get(0), row.get(1))),
+        stopped: stopped.map(|row| Stopped { worker: row.get(0), code: row.get(1), text: row.get(2) }),
+        phase: Some(cutover.and_then(|(_, phase)| phase).unwrap_or(phase)),
+        epoch: cutover.map_or(0, |(epoch, _)| epoch),
+        open,
+        verify: Some(verdicts::read(session).await?),
+    }))
 }
+
+/// The last cutover, and its phase if it is under way or decided.
+async fn cutover(session: &Session) -> Result<Option<(u64, Option<Phase>)>, PgError> {
+    if !session.query_one("SELECT to_regclass('crossfade.journal') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let query = "SELECT epoch, state FROM crossfade.journal ORDER BY epoch DESC LIMIT 1";
+    Ok(session.query_opt(query, &[]).await?.map(|row| {
+        let phase = match row.get(1) {
+            "fencing" => Some(Phase::Fencing),
+            "fenced" => Some(Phase::Fenced),
+            "drained" => Some(Phase::Drained),
+            "prepared" => Some(Phase::Prepared),
+            "committed" => Some(Phase::Committed),
+            "routed" => Some(Phase::Routed),
+            // It has just begun, or is cancelled: the migration is where it was.
+            _ => None,
+        };
+        (row.get::<_, i64>(0).unsigned_abs(), phase)
+    }))
+}
+
+/// The application may write to the target.
+async fn open(session: &Session) -> Result<bool, PgError> {
+    if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let query = "SELECT opened >= closed FROM crossfade.fence WHERE side = 'target'";
+    Ok(session.query_opt(query, &[]).await?.is_some_and(|row| row.get(0)))
+}
+
+/// What the lease's holder was stopped by, or else the process that was seen last. The columns came later: until an apply process of this version has
+/// run they are not there.
+const STOPPED: &str = "
+    SELECT worker, stopped ->> 'stopped_code', stopped ->> 'stopped'
+      FROM (SELECT w.worker, to_jsonb(w) AS stopped FROM crossfade.worker w LEFT JOIN crossfade.lease l USING (worker)
+             ORDER BY (l.worker IS NOT NULL AND to_jsonb(w) ->> 'stopped' IS NOT NULL) DESC, w.seen_at DESC LIMIT 1) w
+     WHERE stopped ->> 'stopped' IS NOT NULL";
 
 async fn checkpoints(session: &Session) -> Result<BTreeMap<String, Checkpoint>, PgError> {
     let rows = session

@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use crate::model::{Lag, Status, TableState};
+use crate::model::{Lag, Status, TableState, Unfinished, Verified};
 
 /// The status for a terminal.
 pub fn text(status: &Status) -> String {
@@ -31,7 +31,7 @@ pub fn text(status: &Status) -> String {
 /// Everything but the tables.
 pub(crate) fn head(out: &mut String, status: &Status) -> std::fmt::Result {
     let phase = status.phase.map_or("unknown".to_owned(), |phase| format!("{phase:?}").to_lowercase());
-    writeln!(out, "plan {}: {phase}", status.plan)?;
+    writeln!(out, "plan {}: {phase}; the application writes to: {}", status.plan, status.writable_side)?;
     for source in &status.sources {
         let kept =
             source.wal_kept_bytes.map_or("unknown".to_owned(), |bytes| size(u64::try_from(bytes).unwrap_or_default()));
@@ -53,10 +53,67 @@ pub(crate) fn head(out: &mut String, status: &Status) -> std::fmt::Result {
     if let (Some(url), Some(bytes), Some(messages)) = (&log.url, log.bytes, log.messages) {
         writeln!(out, "log {url}: {} in {messages} messages", size(bytes))?;
     }
+    if let Some(verify) = &status.verify {
+        verified(out, verify)?;
+    }
     for warning in &status.warnings {
-        writeln!(out, "warning: {} ({})", warning.text, warning.code)?;
+        writeln!(out, "warning: {} ({})", one_line(&warning.text), warning.code)?;
     }
     Ok(())
+}
+
+/// Tables that are named of those that are not equal; the JSON has all of them.
+const NAMED: usize = 10;
+
+fn verified(out: &mut String, verify: &Verified) -> std::fmt::Result {
+    let counts = [
+        (verify.equal, "equal"),
+        (verify.different, "different"),
+        (verify.inconclusive, "inconclusive"),
+        (verify.unverified, "not compared yet"),
+    ];
+    let counts: Vec<String> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    if !counts.is_empty() {
+        let oldest = verify.oldest.as_ref();
+        let oldest = oldest.map(|oldest| format!("; the oldest verdict is of {}, {} ago", oldest.lsn, age(oldest.age)));
+        let sampled = match verify.sampled {
+            0 => String::new(),
+            count => format!(" ({count} by a sample)"),
+        };
+        writeln!(out, "verify: {}{sampled}{}", counts.join(", "), oldest.unwrap_or_default())?;
+    }
+    for table in verify.not_equal.iter().take(NAMED) {
+        let why = table.why.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        writeln!(out, "  {} is {}{}", table.table, table.verdict, one_line(&why))?;
+    }
+    if verify.not_equal.len() > NAMED {
+        writeln!(out, "  and {} more", verify.not_equal.len() - NAMED)?;
+    }
+    let Some(Unfinished { running, recheck, parts, done, .. }) = &verify.unfinished else { return Ok(()) };
+    match (running, recheck) {
+        (true, _) => writeln!(out, "  a comparison is under way: {done} of {parts} parts are done"),
+        (false, false) => writeln!(
+            out,
+            "  the last comparison was cut off: {done} of {parts} parts are done; `crossfade verify --resume` goes on with it"
+        ),
+        (false, true) => {
+            writeln!(out, "  the last comparison was cut off: `crossfade verify --recheck` begins it again")
+        }
+    }
+}
+
+/// What an error tells of a row must not steer the terminal.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// In the largest unit that there are two of.
+fn age(seconds: f64) -> String {
+    let units = [(86_400.0, "d"), (3_600.0, "h"), (60.0, "min")];
+    let unit = units.into_iter().find(|(length, _)| seconds >= 2.0 * length);
+    let (length, name) = unit.unwrap_or((1.0, "s"));
+    format!("{:.0} {name}", (seconds / length).floor())
 }
 
 fn lag(lag: &Lag) -> String {
@@ -88,5 +145,18 @@ pub(crate) fn size(bytes: u64) -> String {
         10_000..=10_238_976 => format!("{} KiB", bytes >> 10),
         10_238_977..=10_484_711_424 => format!("{} MiB", bytes >> 20),
         _ => format!("{} GiB", bytes >> 30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_told_in_the_unit_that_people_would_use() {
+        for (seconds, text) in [(0.4, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7_200.0, "2 h"), (200_000.0, "2 d")]
+        {
+            assert_eq!(age(seconds), text);
+        }
     }
 }

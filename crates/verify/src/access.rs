@@ -59,8 +59,12 @@ impl<'a> Records<'a> {
 
     /// The next one; waits for it, half a minute at most. May be cancelled and called again.
     pub async fn next(&mut self) -> Result<(Seq, Record), VerifyError> {
-        let silent =
-            || VerifyError::Still(format!("the log tells nothing new for {} s: is capture running?", SILENT.as_secs()));
+        let silent = || {
+            VerifyError::Still(format!(
+                "the log tells nothing new for {} s; `crossfade status` says whether capture runs",
+                SILENT.as_secs()
+            ))
+        };
         tokio::time::timeout(SILENT, self.wait()).await.map_err(|_| silent())?
     }
 

@@ -1,12 +1,12 @@
 //! One check of the plan: what it asks is asked for each of its tenants, and what it finds mended where it may be.
 //!
 //! [`databases`] are visited in transactions, [`rows`] come back as text, [`tenant`] says for whom, [`found`] what was found. A check of both sides
-//! compares them in [`same`]; an HTTP probe chooses pages with [`spread`] and fetches them in [`probe`]; [`mend`] runs a fix.
+//! compares them in [`same`]; an HTTP probe chooses pages with [`spread`] and fetches them in [`probe`]; [`fix`](mod@fix) runs what mends it.
 //! Every run is a transaction of its own, so no snapshot is held longer than one answer takes.
 
 mod databases;
+mod fix;
 mod found;
-mod mend;
 mod probe;
 mod refused;
 mod rows;
@@ -21,8 +21,8 @@ pub use databases::Databases;
 pub use found::{OnlyIn, Sample};
 
 use databases::Visit;
+use fix::Fixed;
 use found::Found;
-use mend::Mended;
 use rows::{Rows, Statement};
 use same::Side;
 use tenant::Tenant;
@@ -36,21 +36,21 @@ pub struct Checked {
     pub severity: CheckSeverity,
     /// How often it ran: once for each tenant. Fewer if one of them failed.
     pub runs: u64,
-    /// What is found, after any mending.
+    /// What is found, after any fix.
     pub findings: u64,
     /// Some of it, as many as the check keeps.
     pub samples: Vec<Sample>,
     /// Of an HTTP probe: how many pages were fetched, and of how many.
     pub probed: Option<(u64, u64)>,
     /// The check's fix.
-    pub mending: Option<Mending>,
+    pub fixing: Option<Fixing>,
     /// Why it could not be run, or not for all of its tenants.
     pub error: Option<Problem>,
 }
 
 /// The fix of a check, and what became of it.
 #[derive(Clone, Debug)]
-pub struct Mending {
+pub struct Fixing {
     /// What would mend the findings, or has.
     pub fix: Fix,
     /// For how many tenants it is committed, and the check passes.
@@ -87,17 +87,17 @@ impl Checked {
             findings: 0,
             samples: Vec::new(),
             probed: matches!(check.asks, Asks::Http { .. }).then_some((0, 0)),
-            mending: fix.map(|fix| Mending { fix, applied: 0, rows: 0, rolled_back: None }),
+            fixing: fix.map(|fix| Fixing { fix, applied: 0, rows: 0, rolled_back: None }),
             error: None,
         }
     }
 
     /// In one word.
     pub fn outcome(&self) -> Outcome {
-        match (&self.error, self.findings, &self.mending) {
+        match (&self.error, self.findings, &self.fixing) {
             (Some(_), _, _) => Outcome::Failed,
             (None, 1.., _) => Outcome::Findings,
-            (None, 0, Some(Mending { applied: 1.., .. })) => Outcome::Fixed,
+            (None, 0, Some(Fixing { applied: 1.., .. })) => Outcome::Fixed,
             (None, 0, _) => Outcome::Passed,
         }
     }
@@ -117,23 +117,23 @@ impl Checked {
     }
 }
 
-/// Runs a check, for all of its tenants; with `mend` its fix too, where it is safe and something is found.
-pub(crate) async fn run(check: &Check, databases: &mut Databases, mend: bool) -> Checked {
+/// Runs a check, for all of its tenants; with `fix` its fix too, where it is safe and something is found.
+pub(crate) async fn run(check: &Check, databases: &mut Databases, fix: bool) -> Checked {
     let mut checked = Checked::new(check);
-    checked.error = run_all(check, databases, mend, &mut checked).await.err();
+    checked.error = run_all(check, databases, fix, &mut checked).await.err();
     checked
 }
 
-async fn run_all(check: &Check, databases: &mut Databases, mend: bool, checked: &mut Checked) -> Result<(), Problem> {
+async fn run_all(check: &Check, databases: &mut Databases, fix: bool, checked: &mut Checked) -> Result<(), Problem> {
     for tenant in tenant::all(check, databases).await? {
         let found = look(check, &tenant, databases).await.map_err(|problem| tenant.at(problem))?;
         checked.saw(&found);
         if found.count == 0 {
             continue;
         }
-        let left = match (&check.asks, &mut checked.mending) {
-            (Asks::Rows { sql, .. }, Some(mending)) if mend && mending.fix.safe => {
-                mended(check, sql, &tenant, databases, mending, found).await
+        let left = match (&check.asks, &mut checked.fixing) {
+            (Asks::Rows { sql, .. }, Some(fixing)) if fix && fixing.fix.safe => {
+                fixed(check, sql, &tenant, databases, fixing, found).await
             }
             _ => found,
         };
@@ -178,24 +178,24 @@ async fn query(check: &Check, sql: &str, tenant: &Tenant, visit: &Visit<'_>) -> 
     Ok(found)
 }
 
-/// Lets the fix run, and notes in `mending` how it went. What is left of what was found.
-async fn mended(
+/// Lets the fix run, and notes in `fixing` how it went. What is left of what was found.
+async fn fixed(
     check: &Check,
     sql: &str,
     tenant: &Tenant,
     databases: &mut Databases,
-    mending: &mut Mending,
+    fixing: &mut Fixing,
     found: Found,
 ) -> Found {
-    let why = match mend::mend(check, sql, &mending.fix, tenant, databases).await {
-        Ok(Mended::Yes(rows)) => {
-            mending.applied += 1;
-            mending.rows += rows;
+    let why = match fix::run(check, sql, &fixing.fix, tenant, databases).await {
+        Ok(Fixed::Yes(rows)) => {
+            fixing.applied += 1;
+            fixing.rows += rows;
             return Found::default();
         }
-        Ok(Mended::No(left)) => format!("behind it the check still finds {} rows", left.count),
+        Ok(Fixed::No(left)) => format!("behind it the check still finds {} rows", left.count),
         Err(problem) => problem.why,
     };
-    mending.rolled_back.get_or_insert(why);
+    fixing.rolled_back.get_or_insert(why);
     found
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use log::{LogError, StreamKind, StreamName};
 use model::{Code, Lsn, Marker, MarkerKind, Problem, Record, Seq, TableName};
@@ -10,6 +10,7 @@ use pg::{Endpoint, Session};
 use tokio::sync::Mutex;
 
 use crate::error::VerifyError;
+use crate::idle::{self, Idle};
 use crate::pair::{self, Pair};
 use crate::parts::{self, Part};
 use crate::report::{TableReport, Verdict};
@@ -17,7 +18,7 @@ use crate::run::nonce;
 use crate::state::{self, Done};
 use crate::sums::Hash;
 use crate::touched::Touched;
-use crate::{Difference, Job, Options};
+use crate::{Difference, Job, Options, Watch};
 
 /// Parts that one message of the log tells of: some 30 KiB.
 const LINES: usize = 200;
@@ -28,6 +29,8 @@ pub(crate) struct Totals {
     pub held_ms: AtomicU64,
     pub fences: AtomicU64,
     pub no_prefix: AtomicU64,
+    /// Tables of a source were not looked at, because nobody moves its tail.
+    pub idle: AtomicBool,
 }
 
 /// Where a comparison's state is written: a session at the target, another one where that is gone.
@@ -75,9 +78,6 @@ pub(crate) struct Origin<'a> {
     pub hash: Hash,
 }
 
-/// Who is told of rows that differ: with the source, and the table.
-pub(crate) type Tell<'a> = &'a (dyn Fn(&str, &TableName, &Difference) + Sync);
-
 pub(crate) struct Comparison<'a> {
     pub job: &'a Job,
     pub notes: Notes,
@@ -85,7 +85,7 @@ pub(crate) struct Comparison<'a> {
     pub totals: Totals,
     sample: Option<f64>,
     options: &'a Options,
-    tell: Tell<'a>,
+    watch: &'a dyn Watch,
 }
 
 impl<'a> Comparison<'a> {
@@ -95,9 +95,9 @@ impl<'a> Comparison<'a> {
         id: &'a str,
         sample: Option<f64>,
         options: &'a Options,
-        tell: Tell<'a>,
+        watch: &'a dyn Watch,
     ) -> Self {
-        Comparison { job, notes, id, totals: Totals::default(), sample, options, tell }
+        Comparison { job, notes, id, totals: Totals::default(), sample, options, watch }
     }
 
     /// Compares the tables of a source.
@@ -112,7 +112,14 @@ impl<'a> Comparison<'a> {
         let loaded = pair::load(&session, &notes, source, only).await?;
         let mut why: BTreeMap<TableName, String> = loaded.inconclusive.into_iter().collect();
         let pairs: Vec<Arc<Pair>> = loaded.pairs.into_iter().map(Arc::new).collect();
-        if !pairs.is_empty() {
+        let idle = match pairs.is_empty() {
+            true => None,
+            false => idle::idle(&session, &notes, &self.job.plan.name, name).await?,
+        };
+        if let Some(Idle { why: reason, next }) = idle {
+            self.totals.idle.store(true, Ordering::Relaxed);
+            why.extend(pairs.iter().map(|pair| (pair.table.clone(), format!("{reason}; {next}"))));
+        } else if !pairs.is_empty() {
             let copies = state::copies(&notes, name).await?;
             let touched = self.touched(name, &pairs, &copies).await?;
             let mut open = VecDeque::new();
@@ -221,7 +228,7 @@ impl<'a> Comparison<'a> {
             done.found = done.found.into_iter().map(Difference::masked).collect();
         }
         for difference in &done.found {
-            (self.tell)(source, &part.pair.table, difference);
+            self.watch.found(source, &part.pair.table, difference);
         }
         state::done(&*self.notes.session().await?, self.id, source, part, &done).await
     }
@@ -238,7 +245,7 @@ impl<'a> Comparison<'a> {
         let found = state::found(&notes, self.id, source, table, copies).await?;
         let mut why = why.cloned();
         if why.is_none() && (found.parts == 0 || found.open > 0) {
-            why = Some("it was copied anew meanwhile, or not all of it was compared".to_owned());
+            why = Some("it was copied anew meanwhile, or not all of it was compared; compare it again".to_owned());
         }
         let verdict = match found.missing + found.extra + found.different {
             0 if why.is_some() => Verdict::Inconclusive,

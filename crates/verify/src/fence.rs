@@ -124,7 +124,10 @@ pub(crate) async fn take_with<T>(
     hold.release(&at_target).await?;
     let held_for = begun.elapsed();
     let (snapshot, between, there, done) = held.map_err(|_| {
-        VerifyError::Again(format!("the tail could not be held for longer than {} ms", ends.hold.as_millis()))
+        VerifyError::Again(format!(
+            "the tail could not be held for longer than {} ms; the plan's verify.hold may be longer",
+            ends.hold.as_millis()
+        ))
     })??;
     let (lsn, seq) = (Lsn(there.get::<_, i64>(0) as u64), Seq(there.get::<_, i64>(1) as u64));
     if lsn != between.through {
@@ -227,7 +230,9 @@ impl Control<'_> {
                 return Err(match self.apply_lives().await? {
                     // It writes a large transaction, or waits for a copy.
                     true => VerifyError::Again(why),
-                    false => VerifyError::Still(format!("{why}: no apply process is running")),
+                    false => VerifyError::Still(format!(
+                        "{why}: no apply process is running; `crossfade status` says what has stopped it"
+                    )),
                 });
             }
             let _ = tokio::time::timeout(LOOK * 10, self.session.notification()).await;

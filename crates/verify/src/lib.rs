@@ -1,6 +1,6 @@
 //! Whether the target is what the source is.
 //!
-//! [`run`] compares tables ([`pair`]) in [`parts`], by [`rounds`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
+//! [`run`] compares tables ([`pair`]) in [`parts`], by [`rounds`], unless those that move the tail are [`idle`]. A [`fence`] brings both [`side`]s to one instant while everybody writes; what lies [`between`] the two
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
@@ -17,6 +17,7 @@ mod comparison;
 mod delta;
 mod error;
 mod fence;
+mod idle;
 mod mend;
 mod pair;
 mod parts;
@@ -33,8 +34,8 @@ mod sums;
 mod touched;
 
 pub use access::LogAccess;
-pub use check::{Checked, Databases, Mending, OnlyIn, Outcome, Sample};
-pub use mend::{Mended, Rows, mend};
+pub use check::{Checked, Databases, Fixing, OnlyIn, Outcome, Sample};
+pub use mend::{Mended, Named, Rows, mend};
 pub use remainder::{Remainder, Rest};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
-pub use run::{Job, Options, run};
+pub use run::{Job, Options, Watch, run};

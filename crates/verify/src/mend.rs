@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::delta::Delta;
 use crate::error::VerifyError;
 use crate::fence::{self, Ends, Held};
+use crate::idle::{Idle, idle};
 use crate::pair::{self, At, Pair};
 use crate::round::give_way;
 use crate::run::nonce;
@@ -44,8 +45,17 @@ pub struct Rows {
     pub source: String,
     /// At the target.
     pub table: TableName,
-    /// The values of their keys, by column.
-    pub keys: Vec<BTreeMap<String, String>>,
+    /// Each of them.
+    pub rows: Vec<Named>,
+}
+
+/// A row that somebody has named.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// Where: file and line.
+    pub place: String,
+    /// The values of its key, by column.
+    pub key: BTreeMap<String, String>,
 }
 
 /// What became of rows of a table.
@@ -64,7 +74,7 @@ pub struct Mended {
 /// Puts rows right.
 ///
 /// # Errors
-/// It could not run: the plan's log is embedded, a server cannot be reached, or a table is not the plan's or has no key.
+/// It could not run: the plan's log is embedded, a server cannot be reached, capture or apply does not run, or a table is not the plan's or has no key.
 pub async fn mend(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, Problem> {
     Ok(all(job, wanted).await?)
 }
@@ -91,15 +101,31 @@ async fn all(job: &Job, wanted: &[Rows]) -> Result<Vec<Mended>, VerifyError> {
         for rows in wanted.iter().filter(|rows| rows.source == source.name) {
             let session = pg::connect_read_only(endpoint, "mend").await?;
             let pair = pair_of(&session, &target, source, rows).await?;
+            let keys = keys(&session, &pair, rows).await?;
+            if let Some(Idle { why, next }) = idle(&session, &target, &job.plan.name, &source.name).await? {
+                return Err(Problem::new(Code::NotRunning, format!("table {}", rows.table), why, next).into());
+            }
             drop(session);
-            let keys = keys(&pair, rows)?;
             for some in keys.chunks(AT_ONCE) {
                 let why = some_rows(job, endpoint, &target, &rows.source, &pair, some).await?;
-                mended.push(Mended { source: rows.source.clone(), table: rows.table.clone(), rows: some.len(), why });
+                add(
+                    &mut mended,
+                    Mended { source: rows.source.clone(), table: rows.table.clone(), rows: some.len(), why },
+                );
             }
         }
     }
     Ok(mended)
+}
+
+/// People are told once what is so of several lots of a table's rows.
+fn add(mended: &mut Vec<Mended>, more: Mended) {
+    let same =
+        |known: &&mut Mended| (&known.source, &known.table, &known.why) == (&more.source, &more.table, &more.why);
+    match mended.iter_mut().find(same) {
+        Some(known) => known.rows += more.rows,
+        None => mended.push(more),
+    }
 }
 
 async fn pair_of(
@@ -109,35 +135,67 @@ async fn pair_of(
     rows: &Rows,
 ) -> Result<Arc<Pair>, VerifyError> {
     let found = pair::load(session, target, source, std::slice::from_ref(&rows.table)).await?;
+    let place = rows.rows.first().map_or("", |row| row.place.as_str());
     if let Some((table, why)) = found.inconclusive.into_iter().next() {
-        return Err(refused(&table, why).into());
+        return Err(refused(place, &table, why).into());
     }
     match found.pairs.into_iter().find(|pair| pair.table == rows.table) {
         Some(pair) if pair.key.is_empty() => {
-            Err(refused(&rows.table, "it has no key by which rows could be named").into())
+            Err(refused(place, &rows.table, "it has no key by which rows could be named").into())
         }
         Some(pair) => Ok(Arc::new(pair)),
-        None => Err(refused(&rows.table, "no copy of it has begun").into()),
+        None => Err(refused(place, &rows.table, "no copy of it has begun").into()),
     }
 }
 
-fn refused(table: &TableName, why: impl Into<String>) -> Problem {
+fn refused(place: &str, table: &TableName, why: impl Into<String>) -> Problem {
     let next = format!("copy it again: `crossfade recopy {table}`; or take its lines out of the file");
-    Problem::new(Code::NoTables, format!("table {table}"), why, next)
+    Problem::new(Code::NoTables, format!("{place}, table {table}"), why, next)
 }
 
-/// The keys in the order of the pair's key.
-fn keys(pair: &Pair, rows: &Rows) -> Result<Vec<Vec<String>>, Problem> {
+/// The keys in the order of the pair's key, each once. The source is asked whether they can be such keys, before anything is held for them.
+async fn keys(session: &Session, pair: &Pair, rows: &Rows) -> Result<Vec<Vec<String>>, VerifyError> {
     let names: Vec<&str> = pair.key.iter().map(|at| pair.columns[*at].name.as_str()).collect();
-    let key = |key: &BTreeMap<String, String>| -> Result<Vec<String>, Problem> {
+    let mut keys: BTreeMap<Vec<String>, &str> = BTreeMap::new();
+    for Named { place, key } in &rows.rows {
         let values: Option<Vec<String>> = names.iter().map(|name| key.get(*name).cloned()).collect();
-        values.filter(|_| key.len() == names.len()).ok_or_else(|| {
+        let Some(values) = values.filter(|_| key.len() == names.len()) else {
             let named = key.keys().cloned().collect::<Vec<_>>().join(", ");
-            refused(&pair.table, format!("a row is named by {named}, and its key is {}", names.join(", ")))
-        })
-    };
-    let keys: BTreeSet<Vec<String>> = rows.keys.iter().map(key).collect::<Result<_, _>>()?;
-    Ok(keys.into_iter().collect())
+            let why = format!("the row is named by {named:?}, and its key is {:?}", names.join(", "));
+            return Err(refused(place, &pair.table, why).into());
+        };
+        keys.entry(values).or_insert(place);
+    }
+    let keys: Vec<(Vec<String>, &str)> = keys.into_iter().collect();
+    for some in keys.chunks(AT_ONCE) {
+        if no_keys(session, pair, some).await?.is_none() {
+            continue;
+        }
+        // One of them is it.
+        for one in some {
+            if let Some(why) = no_keys(session, pair, std::slice::from_ref(one)).await? {
+                let next = "correct the value, or take the line out of the file";
+                return Err(
+                    Problem::new(Code::PlanInvalid, format!("{}, table {}", one.1, pair.table), why, next).into()
+                );
+            }
+        }
+    }
+    Ok(keys.into_iter().map(|(key, _)| key).collect())
+}
+
+/// Why the server takes the values of some of these for none of their columns, if it does not take them.
+async fn no_keys(session: &Session, pair: &Pair, keys: &[(Vec<String>, &str)]) -> Result<Option<String>, VerifyError> {
+    let among = pair.among(At::Source, keys.iter().map(|(key, _)| key.as_slice()));
+    // The values are read, and the table is not.
+    let query = format!("SELECT FROM {} WHERE false AND {among}", pair.from(At::Source));
+    match rows(session, &query).await {
+        Ok(_) => Ok(None),
+        Err(VerifyError::Pg(error)) if error.sqlstate().is_some_and(|state| state.starts_with("22")) => {
+            Ok(Some(format!("its key has a value that cannot be one: {error}")))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Says why they are not put right, if they are not.

@@ -137,6 +137,9 @@ impl Pair {
     }
 }
 
+/// Why nothing can be said of tables that are being copied.
+pub(crate) const NOT_JOINED: &str = "copy and tail are not joined, and before that the tables do not agree with each other; wait for phase following in `crossfade status`";
+
 /// What there is to compare of a source, and of what nothing can be said, with the reason.
 pub(crate) struct Pairs {
     pub pairs: Vec<Pair>,
@@ -187,7 +190,7 @@ pub(crate) async fn load(
         catalog::tables(source).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
     for (table, group) in groups.into_iter().filter(|(table, group)| wanted(table, group)) {
         if !joined {
-            let why = "copy and tail are not joined: the tables do not agree with each other before";
+            let why = NOT_JOINED;
             found.inconclusive.push((table, why.to_owned()));
             continue;
         }
@@ -200,7 +203,7 @@ pub(crate) async fn load(
     let known: BTreeSet<&TableName> = copied.iter().collect();
     for (table, now) in there.into_iter().filter(|(table, _)| plan.tables.selects(table) && !known.contains(table)) {
         if only.is_empty() || only.contains(&table) || now.root.is_some_and(|root| only.contains(&root)) {
-            found.inconclusive.push((table, "the plan selects it, and no copy of it has begun".to_owned()));
+            found.inconclusive.push((table, "the plan selects it, and no copy of it has begun; `crossfade run`, or `crossfade capture`, copies it when it is started again".to_owned()));
         }
     }
     Ok(found)
@@ -213,7 +216,9 @@ async fn pair(
     group: &[TableBegin],
     there: &mut BTreeMap<TableName, catalog::Table>,
 ) -> Result<Result<Pair, String>, VerifyError> {
-    let Some(first) = group.first() else { return Ok(Err("its copy has not begun".to_owned())) };
+    let Some(first) = group.first() else {
+        return Ok(Err("its copy has not begun; `crossfade status` shows how far it is".to_owned()));
+    };
     for begin in group {
         let Some(now) = there.remove(&begin.table) else {
             return Ok(Err(format!("table {} is not at the source any more", begin.table)));
@@ -245,7 +250,12 @@ async fn pair(
             }),
             // What the source works out need not be there.
             None if column.generated => {}
-            None => return Ok(Err(format!("the target has no column {}", quote::ident(&column.name)))),
+            None => {
+                return Ok(Err(format!(
+                    "the target has no column {}; give it one, or copy the table again",
+                    quote::ident(&column.name)
+                )));
+            }
         }
     }
     let place = |name: &String| columns.iter().position(|column| column.name == *name);
@@ -257,7 +267,7 @@ async fn pair(
         (target, "target", vec![table.quoted()]),
     ] {
         if !readable(session, &relations).await? {
-            return Ok(Err(format!("the role lacks SELECT on it at the {side}")));
+            return Ok(Err(format!("the role lacks SELECT on it at the {side}; grant it")));
         }
     }
     let only = catalog::only(target, &table).await?;

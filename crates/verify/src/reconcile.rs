@@ -45,12 +45,12 @@ impl Report {
     }
 }
 
-/// Runs the plan's checks one after the other; with `mend` those fixes too that are marked safe. A check that cannot be run is in
+/// Runs the plan's checks one after the other; with `fix` those fixes too that are marked safe. A check that cannot be run is in
 /// the report, and the others run all the same.
 ///
 /// # Errors
 /// The plan has no check.
-pub async fn reconcile(plan: &Plan, mut databases: Databases, mend: bool) -> Result<Report, Problem> {
+pub async fn reconcile(plan: &Plan, mut databases: Databases, fix: bool) -> Result<Report, Problem> {
     if plan.checks.is_empty() {
         return Err(Problem::new(
             Code::PlanInvalid,
@@ -62,7 +62,7 @@ pub async fn reconcile(plan: &Plan, mut databases: Databases, mend: bool) -> Res
     let begun = Instant::now();
     let mut checks = Vec::new();
     for check in &plan.checks {
-        let mut checked = check::run(check, &mut databases, mend).await;
+        let mut checked = check::run(check, &mut databases, fix).await;
         checked.error = checked.error.map(|problem| named(plan, check, problem));
         checks.push(checked);
     }
@@ -90,7 +90,7 @@ mod tests {
             findings,
             samples: Vec::new(),
             probed: None,
-            mending: None,
+            fixing: None,
             error,
         }
     }

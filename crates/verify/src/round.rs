@@ -188,7 +188,10 @@ pub(crate) async fn give_way(endpoint: &Endpoint, purpose: &str, limit: Duration
     loop {
         tokio::time::sleep(LOOK).await;
         if pg::somebody_waits(&session, &name, None, limit).await? {
-            return Err(VerifyError::Again("somebody waited for a lock that it held".to_owned()));
+            return Err(VerifyError::Again(
+                "somebody waited for a lock that it held; try again when nobody changes the table's definition"
+                    .to_owned(),
+            ));
         }
     }
 }

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use log::StreamKind;
 use model::{Code, Lsn, Problem, Record, Seq, TableName};
@@ -38,23 +39,36 @@ pub struct Options {
     pub mask: bool,
 }
 
-/// Compares both sides. Every row that differs is also handed to `found`, with its source and table.
+/// Who is told of a comparison while it is under way.
+pub trait Watch: Sync {
+    /// It has begun: from here on what is done is kept, and can be gone on with.
+    fn begun(&self);
+
+    /// A row differs, of this source and table.
+    fn found(&self, source: &str, table: &TableName, difference: &Difference);
+
+    /// It has come to its end, and cannot be gone on with.
+    fn ended(&self);
+}
+
+/// Nobody is told.
+impl Watch for () {
+    fn begun(&self) {}
+
+    fn found(&self, _: &str, _: &TableName, _: &Difference) {}
+
+    fn ended(&self) {}
+}
+
+/// Compares both sides, and tells `watch` of it.
 ///
 /// # Errors
 /// It could not run; what was done stays done, and can be gone on with.
-pub async fn run(
-    job: &Job,
-    options: &Options,
-    found: &(dyn Fn(&str, &TableName, &Difference) + Sync),
-) -> Result<Report, Problem> {
-    Ok(compare(job, options, found).await?)
+pub async fn run(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Report, Problem> {
+    Ok(compare(job, options, watch).await?)
 }
 
-async fn compare(
-    job: &Job,
-    options: &Options,
-    found: &(dyn Fn(&str, &TableName, &Difference) + Sync),
-) -> Result<Report, VerifyError> {
+async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Report, VerifyError> {
     let begun = Instant::now();
     let target = pg::connect(&job.target, "verify").await?;
     if !apply::knows(&target, &job.plan.name).await? {
@@ -74,18 +88,23 @@ async fn compare(
             (id, options.tables.clone(), options.sample)
         }
     };
-    let comparison = Comparison::new(job, Notes::new(&job.target, target, &id).await?, &id, sample, options, found);
+    let comparison = Comparison::new(job, Notes::new(&job.target, target, &id).await?, &id, sample, options, watch);
+    watch.begun();
     let mut tables = Vec::new();
     for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
         tables.extend(comparison.source(source, endpoint, &named).await?);
     }
-    state::end(&*comparison.notes.session().await?, &id).await?;
+    // What an earlier run of it had done is not given up because nobody moves the tail just now.
+    if !(options.resume && comparison.totals.idle.load(Ordering::Relaxed)) {
+        state::end(&*comparison.notes.session().await?, &id).await?;
+        watch.ended();
+    }
     if tables.is_empty() {
         return Err(nothing(&named).into());
     }
     let lsn = tables.iter().filter(|table| table.verdict != Verdict::Inconclusive).map(|table| &table.lsn);
     let lsn = lsn.min_by_key(|lsn| lsn.parse::<Lsn>().unwrap_or_default()).cloned();
-    let Totals { held_ms, fences, no_prefix } = comparison.totals;
+    let Totals { held_ms, fences, no_prefix, .. } = comparison.totals;
     Ok(Report {
         verdict: Verdict::of(tables.iter().map(|table| table.verdict)),
         why: tables.iter().find_map(|table| table.why.clone()),

@@ -7,7 +7,7 @@ use model::{Lsn, Seq, TableName};
 use pg::Session;
 
 use crate::error::VerifyError;
-use crate::pair::Pair;
+use crate::pair::{NOT_JOINED, Pair};
 use crate::parts::Part;
 use crate::report::{Difference, Kind, TableReport};
 use crate::sums::Sum;
@@ -317,9 +317,7 @@ pub(crate) async fn judge(
 pub(crate) async fn copies(session: &Session, source: &str) -> Result<BTreeMap<TableName, String>, VerifyError> {
     let joined = "SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint WHERE source = $1::text";
     if !session.query_one(joined, &[&source]).await?.get::<_, bool>(0) {
-        return Err(VerifyError::Still(
-            "tables are being copied: they do not agree with each other before copy and tail are joined".to_owned(),
-        ));
+        return Err(VerifyError::Still(NOT_JOINED.to_owned()));
     }
     let rows = session
         .query(

@@ -4,7 +4,7 @@ use model::Problem;
 use plan::{CheckSeverity, Plan};
 use serde_json::{Map, Value, json};
 use verify::reconcile::{Report, Verdict, reconcile};
-use verify::{Checked, Databases, Mending, OnlyIn, Outcome, Sample};
+use verify::{Checked, Databases, Fixing, OnlyIn, Outcome, Sample};
 
 use crate::report::{self, Output};
 use crate::wiring;
@@ -53,7 +53,7 @@ fn check(checked: &Checked) -> Value {
         "findings": checked.findings,
         "samples": checked.samples.iter().map(sample).collect::<Vec<_>>(),
         "probed": checked.probed.map(|(pages, of)| json!({ "pages": pages, "of": of })),
-        "fix": checked.mending.as_ref().map(mending),
+        "fix": checked.fixing.as_ref().map(fixing),
         "error": checked.error.as_ref().map(report::object),
     })
 }
@@ -99,13 +99,13 @@ fn side(side: OnlyIn) -> &'static str {
     }
 }
 
-fn mending(mending: &Mending) -> Value {
+fn fixing(fixing: &Fixing) -> Value {
     json!({
-        "sql": mending.fix.statements,
-        "safe": mending.fix.safe,
-        "applied": mending.applied,
-        "rows": mending.rows,
-        "rolled_back": mending.rolled_back,
+        "sql": fixing.fix.statements,
+        "safe": fixing.fix.safe,
+        "applied": fixing.applied,
+        "rows": fixing.rows,
+        "rolled_back": fixing.rolled_back,
     })
 }
 
@@ -132,8 +132,8 @@ fn paragraph(checked: &Checked) -> String {
     if more > 0 {
         text += &format!("         and {more} more\n");
     }
-    if let Some(mending) = &checked.mending {
-        text += &advice(checked, mending);
+    if let Some(fixing) = &checked.fixing {
+        text += &advice(checked, fixing);
     }
     if let Some(problem) = &checked.error {
         text += &format!("         {}: {}\n         → {}\n", problem.what, problem.why, problem.next);
@@ -166,7 +166,7 @@ fn line(sample: &Sample) -> String {
 }
 
 /// What became of the fix, and what is left to people.
-fn advice(checked: &Checked, Mending { fix, applied, rows, rolled_back }: &Mending) -> String {
+fn advice(checked: &Checked, Fixing { fix, applied, rows, rolled_back }: &Fixing) -> String {
     let mut text = String::new();
     if *applied > 0 {
         text += &format!("         fixed in {applied} runs, {rows} rows written\n");

@@ -1,15 +1,16 @@
-use std::collections::BTreeMap;
+mod named_rows;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use model::{Code, Problem, TableName};
+use model::{Code, Problem};
 use plan::Plan;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use verify::{Mended, Rows};
+use verify::Mended;
 
 use crate::report::{self, Output};
 use crate::wiring;
+use named_rows::read;
 
 /// Asks for everything, or for `tables`, to be copied again into the same log and target. Whoever captures the plan does it.
 pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, output: Output) -> Result<u8, Problem> {
@@ -44,14 +45,6 @@ pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, 
     Ok(0)
 }
 
-/// A line of the file: a row as `crossfade verify` names it. What else stands there is for people.
-#[derive(Deserialize)]
-struct Line {
-    source: String,
-    table: String,
-    key: BTreeMap<String, String>,
-}
-
 /// Puts the rows that a file names right. Exit code 1 if some are not.
 pub(crate) async fn rows(plan: Arc<Plan>, file: &Path, output: Output) -> Result<u8, Problem> {
     let wanted = read(&plan, file)?;
@@ -69,30 +62,6 @@ pub(crate) async fn rows(plan: Arc<Plan>, file: &Path, output: Output) -> Result
     }
     report::keep(&plan, "recopy-rows", &document);
     Ok(u8::from(mended.iter().any(|mended| mended.why.is_some())))
-}
-
-fn read(plan: &Plan, file: &Path) -> Result<Vec<Rows>, Problem> {
-    let wrong = |what: String, why: String| {
-        let next = "name the file of rows that `crossfade verify` wrote: .crossfade/reports/…-verify-rows.jsonl";
-        Problem::new(Code::PlanInvalid, what, why, next)
-    };
-    let text = std::fs::read_to_string(file).map_err(|error| wrong(file.display().to_string(), error.to_string()))?;
-    let mut tables: BTreeMap<(String, TableName), Vec<BTreeMap<String, String>>> = BTreeMap::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let place = || format!("{}:{}", file.display(), number + 1);
-        let line: Line = serde_json::from_str(line).map_err(|error| wrong(place(), error.to_string()))?;
-        let names = report::tables(std::slice::from_ref(&line.table))?;
-        if plan.source(&line.source).is_none() {
-            return Err(wrong(place(), format!("the plan has no source {:?}", line.source)));
-        }
-        for table in names {
-            tables.entry((line.source.clone(), table)).or_default().push(line.key.clone());
-        }
-    }
-    if tables.is_empty() {
-        return Err(wrong(file.display().to_string(), "it names no row".to_owned()));
-    }
-    Ok(tables.into_iter().map(|((source, table), keys)| Rows { source, table, keys }).collect())
 }
 
 fn unknown(tables: &[String]) -> Problem {

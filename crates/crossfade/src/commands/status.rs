@@ -14,7 +14,10 @@ use crate::wiring;
 /// How often `--watch` looks.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// Shows how the migration stands, from the plan alone; with `watch` until a signal ends it.
+/// What is known without the target is shown all the same; how the migration stands is not among it.
+const COULD_NOT_RUN: u8 = 2;
+
+/// Shows how the migration stands, from the plan alone; with `watch` until a signal ends it. Exit code 2 if the target could not be asked.
 pub(crate) async fn run(plan: Arc<Plan>, watch: bool, output: Output) -> Result<u8, Problem> {
     let mut gather = Gather::new(Arc::clone(&plan))?;
     let mut log = Kept { plan, open: None };
@@ -25,7 +28,7 @@ pub(crate) async fn run(plan: Arc<Plan>, watch: bool, output: Output) -> Result<
         } else {
             output.text(&status::text(&status));
         }
-        return Ok(0);
+        return Ok(if status.phase.is_some() { 0 } else { COULD_NOT_RUN });
     }
     let mut bars = (!output.json && std::io::stderr().is_terminal()).then(Bars::default);
     let mut tick = tokio::time::interval(REFRESH);

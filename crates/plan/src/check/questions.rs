@@ -152,9 +152,37 @@ fn fix(section: &Section<'_>) -> Result<Option<Fix>, Problem> {
     const EXAMPLE: &str = "UPDATE public.orders SET …";
     let Some(entry) = section.get("fix") else { return Ok(None) };
     let items = entry.one_or_more(EXAMPLE)?;
-    let statements = items.iter().map(|item| statement(item, EXAMPLE)).collect::<Result<_, _>>()?;
+    let statements = items.iter().map(|item| change(item, EXAMPLE)).collect::<Result<_, _>>()?;
     let safe = section.get("safe").map(|entry| entry.flag()).transpose()?.unwrap_or(false);
     Ok(Some(Fix { statements, safe }))
+}
+
+/// One that a fix can be: Postgres prepares no others (its manual, PREPARE).
+fn change(entry: &Entry<'_>, example: &str) -> Result<String, Problem> {
+    const WORDS: [&str; 8] = ["INSERT", "UPDATE", "DELETE", "MERGE", "SELECT", "WITH", "VALUES", "TABLE"];
+    let sql = statement(entry, example)?;
+    match first_word(&sql) {
+        Some(word) if !WORDS.iter().any(|known| known.eq_ignore_ascii_case(word)) => {
+            let why = format!("a fix changes rows, and {} is none of the statements that do", word.to_uppercase());
+            Err(entry.problem(why, "write INSERT, UPDATE, DELETE, MERGE or SELECT; run anything else by yourself"))
+        }
+        _ => Ok(sql),
+    }
+}
+
+/// The word that a statement begins with, behind comments; none if it begins with something else.
+fn first_word(sql: &str) -> Option<&str> {
+    let mut rest = sql.trim_start();
+    loop {
+        let behind = match (rest.strip_prefix("--"), rest.strip_prefix("/*")) {
+            (Some(comment), _) => comment.split_once('\n')?.1,
+            (None, Some(comment)) => comment.split_once("*/")?.1,
+            (None, None) => break,
+        };
+        rest = behind.trim_start();
+    }
+    let end = rest.find(|c: char| !(c.is_ascii_alphabetic() || c == '_')).unwrap_or(rest.len());
+    Some(&rest[..end]).filter(|word| !word.is_empty())
 }
 
 /// One SQL statement. That it is a right one only Postgres can tell.

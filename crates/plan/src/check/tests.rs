@@ -64,6 +64,9 @@ fn the_template_is_a_plan() {
     let plan = Plan::parse(crate::template(), Path::new("crossfade.toml"), &url).unwrap();
     assert_eq!(plan.limits, Limits::default());
     assert_eq!(plan.state_dir, Path::new(".crossfade"));
+    // Whoever takes the embedded log need change nothing else.
+    let embedded = crate::template().replace("nats://127.0.0.1:4222", "embedded");
+    assert!(matches!(Plan::parse(&embedded, Path::new("crossfade.toml"), &url).unwrap().log, Log::Embedded));
     // What is commented out must be right as well.
     let all: String = crate::template()
         .lines()
@@ -98,7 +101,7 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         (end, "[[table]]\ninto = \"a.b\"\n", "11 (table)", "derived tables, which this version", "take it out"),
         ("name =", "mirror = [\"public.*\"]\nname =", "1 (mirror)", "derived tables", "take it out"),
         ("name =", "ignore = [\"public.*\"]\nname =", "1 (ignore)", "derived tables", "take it out"),
-        (end, "[cutover]\nhook_timeout = \"10s\"\n", "11 (cutover)", "the cutover", "take it out"),
+        (end, "[stages]\nx = 1\n", "11 (stages)", "stages", "take it out"),
         (end, "[stages]\n", "11 (stages)", "stages", "take it out"),
         (end, "[ddl]\nwatch = \"trigger\"\n", "11 (ddl)", "DDL", "take it out"),
         // names
@@ -186,6 +189,15 @@ fn a_missing_secret_names_its_variable() {
         assert_eq!((problem.code, problem.what.as_str()), (Code::SecretMissing, "etc/shop.toml:8 (target.url_env)"));
         assert!(problem.why.contains(name) && problem.next.contains(&format!("export {name}=")), "{problem}");
     }
+}
+
+#[test]
+fn several_missing_secrets_are_told_together() {
+    let text = PLAN.replace("TARGET_URL", "NOWHERE").replace("url = \"nats://127.0.0.1:4222\"", "url_env = \"EMPTY\"");
+    let problem = parse(&text).unwrap_err();
+    assert_eq!((problem.code, problem.what.as_str()), (Code::SecretMissing, "etc/shop.toml:8 (target.url_env)"));
+    assert_eq!(problem.why, "the environment variables NOWHERE, EMPTY are not set");
+    assert_eq!(problem.next, "set them before crossfade starts: export NOWHERE='…' EMPTY='…'");
 }
 
 #[test]

@@ -14,14 +14,14 @@ pub struct Databases {
 }
 
 impl Databases {
-    /// The target, and the sources with their names. Only with `mend` is there ever a session that could write, and on the
+    /// The target, and the sources with their names. Only with `fix` is there ever a session that could write, and on the
     /// target alone.
-    pub fn new(target: Endpoint, sources: impl IntoIterator<Item = (String, Endpoint)>, mend: bool) -> Databases {
+    pub fn new(target: Endpoint, sources: impl IntoIterator<Item = (String, Endpoint)>, fix: bool) -> Databases {
         let source = |(name, endpoint): (String, Endpoint)| {
             (name.clone(), Place::new(format!("source {name:?}"), endpoint, false))
         };
         Databases {
-            target: Place::new("the target".to_owned(), target, mend),
+            target: Place::new("the target".to_owned(), target, fix),
             sources: sources.into_iter().map(source).collect(),
         }
     }

@@ -84,6 +84,13 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         ("[[check]]\nname = \"a\"\n".to_owned(), "10 (check.sql)", "missing", "whose rows are findings"),
         ("[[check]]\nname = \"a\"\nsql = \" ; \"\n".to_owned(), "12 (check.sql)", "empty", "SELECT"),
         ("[check]\nname = \"a\"\n".to_owned(), "10 (check)", "not a list of sections", "[[check]]"),
+        (format!("{right}fix = \"DROP TABLE a\"\n"), "13 (check.fix)", "DROP", "INSERT, UPDATE"),
+        (
+            format!("{right}fix = [\"UPDATE a\",\n\"-- no\\n/* no */ truncate a\"]\n"),
+            "14 (check.fix)",
+            "TRUNCATE",
+            "by yourself",
+        ),
         (format!("{right}safe = true\n"), "13 (check.safe)", "no `fix`", "add fix"),
         (format!("{right}fix = \"UPDATE a\"\nsafe = \"yes\"\n"), "14 (check.safe)", "not true or false", "safe = true"),
         (format!("{right}fix = []\n"), "13 (check.fix)", "empty", "UPDATE"),

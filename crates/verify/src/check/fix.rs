@@ -7,8 +7,8 @@ use super::query;
 use super::rows::{Rows, Statement};
 use super::tenant::Tenant;
 
-/// How the attempt to mend ended.
-pub(super) enum Mended {
+/// How a fix went.
+pub(super) enum Fixed {
     /// It is committed, and the check passes; so many rows were written.
     Yes(u64),
     /// This was still found after it, so it was rolled back.
@@ -16,13 +16,13 @@ pub(super) enum Mended {
 }
 
 /// Runs the check's fix for one tenant, and the check behind it in the same transaction, which is committed only if that then finds nothing.
-pub(super) async fn mend(
+pub(super) async fn run(
     check: &Check,
     sql: &str,
     fix: &Fix,
     tenant: &Tenant,
     databases: &mut Databases,
-) -> Result<Mended, Problem> {
+) -> Result<Fixed, Problem> {
     let visit = databases.write(check).await?;
     let mut written = 0;
     for statement in &fix.statements {
@@ -33,8 +33,8 @@ pub(super) async fn mend(
     visit.immediately().await?;
     let left = query(check, sql, tenant, &visit).await?;
     if left.count > 0 {
-        return Ok(Mended::No(left));
+        return Ok(Fixed::No(left));
     }
     visit.commit().await?;
-    Ok(Mended::Yes(written))
+    Ok(Fixed::Yes(written))
 }
