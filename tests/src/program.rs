@@ -287,6 +287,13 @@ impl Running {
         self.process.signal(Signal::SIGSTOP)
     }
 
+    /// Whether it stands still.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name in parentheses may hold anything.
+        Ok(stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+    }
+
     /// SIGCONT.
     pub fn thaw(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGCONT)

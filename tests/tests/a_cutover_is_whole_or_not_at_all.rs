@@ -1,10 +1,14 @@
 //! Given an application that writes: a cutover leads it over with everything that was acknowledged, or leaves it where it was.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::follow::following;
-use crossfade_tests::{Crossfade, Pgbench, Running, World, until};
+use crossfade_tests::{Cluster, Crossfade, Nats, Pgbench, Running, Shutdown, World, until};
 use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -146,5 +150,204 @@ async fn killed_at_each_step() -> Result<()> {
             "{point}: the target is closed"
         );
     }
+    stop(run).await
+}
+
+/// What refuses it, one by one, and nothing is changed by any of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_way_refuses_it() -> Result<()> {
+    let source = Cluster::build().set("max_prepared_transactions", "5").start()?;
+    let world = World::of(source, Cluster::start()?, Some(Nats::start()?))?;
+    world.at_source(SCHEMA)?;
+    let crossfade = world.crossfade()?;
+    let refused = async |arguments: &[&str], code: &str| -> Result<()> {
+        let (report, exit) = cutover(&crossfade, arguments).await?;
+        let found = report["refused"].as_array().is_some_and(|all| all.iter().any(|one| one["code"] == code));
+        ensure!(exit == Some(1) && report["outcome"] == "refused" && found, "{code} expected: {report:#}");
+        Ok(())
+    };
+    let mut capture = crossfade.start(&["capture"])?;
+    let mut apply = crossfade.start(&["apply"])?;
+    crossfade.wait_for_phase(&mut apply, "following", MINUTE).await?;
+    refused(&[], "verify_missing").await?;
+    let sampled = crossfade.run(&["verify", "--sample", "50"]).await?;
+    ensure!(sampled.status.success(), "{sampled:?}");
+    refused(&[], "verify_sample").await?;
+    world.at_target("UPDATE a SET v = 'other' WHERE id = 7")?;
+    ensure!(crossfade.run(&["verify"]).await?.status.code() == Some(1), "it is different");
+    refused(&[], "verify_different").await?;
+    world.at_target("UPDATE a SET v = '7' WHERE id = 7")?;
+    verified(&crossfade).await?;
+    refused(&["--max-verify-age", "1ms"], "verify_old").await?;
+    let without = crossfade.run(&["cutover", "--json"]).await?;
+    ensure!(without.status.code() == Some(1) && without.json()?["refused"][0]["code"] == "no_way_back", "{without:?}");
+    world.at_source("BEGIN; INSERT INTO a (v) VALUES ('prepared'); PREPARE TRANSACTION 'two'")?;
+    refused(&[], "prepared_transaction").await?;
+    world.at_source("ROLLBACK PREPARED 'two'")?;
+    let long = world.source.client("app").await?;
+    long.batch_execute("BEGIN; INSERT INTO a (v) VALUES ('long')").await?;
+    let old = "SELECT 1 FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '5 seconds'";
+    let observer = world.source.client("app").await?;
+    until("a transaction that is old", MINUTE, || async { Ok(observer.query_opt(old, &[]).await?) }).await?;
+    refused(&[], "long_transaction").await?;
+    long.batch_execute("ROLLBACK").await?;
+    let cancelled = crossfade.run(&["cutover", "--cancel", "--json"]).await?;
+    ensure!(cancelled.json()?["refused"][0]["code"] == "nothing_to_cancel", "{cancelled:?}");
+    capture.stop().await?;
+    refused(&[], "capture_down").await?;
+    let mut capture = crossfade.start(&["capture"])?;
+    crossfade.wait_for_lag_zero(&mut capture, MINUTE).await?;
+    apply.stop().await?;
+    refused(&[], "apply_down").await?;
+    ensure!(world.at_target("SELECT to_regclass('crossfade.journal') IS NULL")? == "t", "an epoch was begun");
+    let mut apply = crossfade.start(&["apply"])?;
+    let leads =
+        |status: &Value| !status["warnings"].to_string().contains("apply_down") && status["phase"] == "following";
+    crossfade.wait_for(&mut apply, "the lease", MINUTE, leads).await?;
+    let (report, code) = cutover(&crossfade, &["--dry-run"]).await?;
+    ensure!(code == Some(0) && report["outcome"] == "possible" && report["epoch"] == 0, "{report:#}");
+    ensure!(world.at_source("SELECT to_regclass('crossfade.fence') IS NULL")? == "t", "a look has changed the source");
+    capture.stop().await?;
+    apply.stop().await
+}
+
+/// Stopped in the middle, overtaken, and continued: it changes nothing any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_overtaken_changes_nothing() -> Result<()> {
+    for hook in ["before_fence", "drained"] {
+        let world = World::with_nats()?;
+        world.at_source(SCHEMA)?;
+        // The hook's parent is the cutover.
+        let plan = world.plan().section(&format!("[cutover.hooks]\n{hook} = \"kill -STOP $PPID\""));
+        let sleepy = Crossfade::new(&plan)?;
+        let awake = Crossfade::new(&world.plan())?;
+        let run = following(&awake).await?;
+        verified(&awake).await?;
+        let mut stopped = sleepy.start(&["cutover", "--no-way-back", "--json"])?;
+        until("the hook", MINUTE, || async { Ok(stopped.is_frozen()?.then_some(())) }).await?;
+        let running = cutover(&awake, &[]).await?;
+        ensure!(running.0["refused"][0]["code"] == "running", "{running:?}");
+        let cancelled = awake.run(&["cutover", "--cancel", "--json"]).await?;
+        ensure!(cancelled.status.code() == Some(0) && cancelled.json()?["outcome"] == "cancelled", "{cancelled:?}");
+        world.at_source("INSERT INTO a (v) VALUES ('open again')")?;
+        let (report, code) = cutover(&awake, &[]).await?;
+        ensure!(code == Some(0) && report["outcome"] == "committed" && report["epoch"] == 2, "{report:#}");
+        stopped.thaw()?;
+        let late = stopped.finish(MINUTE).await?;
+        ensure!(late.status.code() == Some(1), "{late:?}");
+        expect_closed(&world, true, "INSERT INTO a (v) VALUES ('never')").await?;
+        world.target.psql("app", "INSERT INTO a (v) VALUES ('here')")?;
+        ensure!(
+            world.at_target("SELECT string_agg(epoch || state, ',' ORDER BY epoch) FROM crossfade.journal")?
+                == "1cancelled,2routed"
+        );
+        stop(run).await?;
+    }
+    Ok(())
+}
+
+/// Nobody knows then whether it was decided.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_target_is_away_the_source_stays_closed() -> Result<()> {
+    let mut world = World::with_nats()?;
+    world.at_source(SCHEMA)?;
+    let plan = world.plan().section(
+        "[cutover]\nhook_timeout = \"60s\"\n[cutover.hooks]\ndrained = \"until test -e go; do sleep 0.02; done\"",
+    );
+    let crossfade = Crossfade::new(&plan)?;
+    let run = following(&crossfade).await?;
+    verified(&crossfade).await?;
+    let closed = crossfade.start(&["cutover", "--no-way-back", "--json", "--timeout", "60s"])?;
+    until("the hook", MINUTE, || async {
+        let there = world.at_target("SELECT to_regclass('crossfade.journal') IS NOT NULL")? == "t";
+        Ok((there && world.at_target("SELECT state FROM crossfade.journal")? == "drained").then_some(()))
+    })
+    .await?;
+    world.target.stop(Shutdown::Immediate)?;
+    std::fs::write(crossfade.folder().join("go"), "")?;
+    let ended = closed.finish(MINUTE).await?;
+    ensure!(ended.status.code() == Some(2) && ended.json()?["outcome"] == "unknown", "{ended:?}");
+    expect_closed(&world, true, "INSERT INTO a (v) VALUES ('not yet')").await?;
+    world.target.boot()?;
+    until("the source open again", MINUTE, || async { Ok(world.at_source("INSERT INTO a (v) VALUES ('again')").ok()) })
+        .await?;
+    ensure!(world.at_target("SELECT state FROM crossfade.journal")? == "cancelled");
+    stop(run).await
+}
+
+/// What was acknowledged: the writer, its number, whether by the target, and when.
+type Log = Arc<Mutex<Vec<(i32, i64, bool, Instant)>>>;
+
+/// A writer that follows the route: numbers its rows, and goes on where its last one was acknowledged.
+async fn write(file: PathBuf, writer: i32, stop: Arc<AtomicBool>, log: Log) -> Result<()> {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let dsn = std::fs::read_to_string(&file)?;
+        let Ok(client) = crossfade_tests::connect(&dsn).await else { continue };
+        let target = dsn.contains("application_name=target");
+        while !stop.load(Ordering::Relaxed) {
+            // A row that was refused, or whose acknowledgement was lost, gets a number of its own.
+            number += 1;
+            match client.execute("INSERT INTO numbered VALUES ($1, $2)", &[&writer, &number]).await {
+                Ok(_) => {
+                    log.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.push((writer, number, target, Instant::now()))
+                }
+                // A pool would wait, too, before it connects anew.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_there_once() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source("CREATE TABLE numbered (writer integer, number bigint, PRIMARY KEY (writer, number))")?;
+    let plan = world.plan().section("[cutover.hooks]\nroute = \"cp target.dsn now.tmp && mv now.tmp now.dsn\"");
+    let crossfade = Crossfade::new(&plan)?;
+    let file = |name: &str| crossfade.folder().join(name);
+    std::fs::write(file("target.dsn"), format!("{} application_name=target", world.target.socket_dsn("app")))?;
+    std::fs::write(file("now.dsn"), world.source.socket_dsn("app"))?;
+    let run = following(&crossfade).await?;
+    let (ended, log) = (Arc::new(AtomicBool::new(false)), Log::default());
+    let writers: Vec<_> = (0..16)
+        .map(|writer| tokio::spawn(write(file("now.dsn"), writer, Arc::clone(&ended), Arc::clone(&log))))
+        .collect();
+    let acknowledged = |target: bool| log.lock().map_or(0, |log| log.iter().filter(|row| row.2 == target).count());
+    until("rows at the source", MINUTE, || async { Ok((acknowledged(false) > 1000).then_some(())) }).await?;
+    verified(&crossfade).await?;
+    let (report, code) = cutover(&crossfade, &[]).await?;
+    ensure!(code == Some(0), "{report:#}");
+    println!("{report}");
+    until("rows at the target", MINUTE, || async { Ok((acknowledged(true) > 1000).then_some(())) }).await?;
+    ended.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await??;
+    }
+    let rows = log.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone();
+    let last = rows.iter().filter(|row| !row.2).map(|row| row.3).max().context("rows at the source")?;
+    let first = rows.iter().filter(|row| row.2).map(|row| row.3).min().context("rows at the target")?;
+    ensure!(first > last, "both sides took writes at once");
+    println!(
+        "{} rows; between the last at the source and the first at the target {} ms, by its own word {} ms",
+        rows.len(),
+        (first - last).as_millis(),
+        report["write_gap_ms"]
+    );
+    let there: BTreeSet<(i32, i64)> = world
+        .target
+        .client("app")
+        .await?
+        .query("SELECT writer, number FROM numbered", &[])
+        .await?
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let lost: Vec<_> = rows.iter().filter(|row| !there.contains(&(row.0, row.1))).collect();
+    ensure!(lost.is_empty(), "{} acknowledged rows are not at the target: {:?}", lost.len(), lost.first());
     stop(run).await
 }

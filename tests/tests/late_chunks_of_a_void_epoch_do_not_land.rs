@@ -20,12 +20,15 @@ fn keyless(world: &World, rows: u32) -> Result<()> {
 async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Result<()> {
     let world = World::embedded()?;
     keyless(&world, 50_000)?;
-    world.at_target("CREATE TABLE t (a integer, v text)")?;
+    world.at_target(
+        "CREATE FUNCTION waits() RETURNS bool LANGUAGE sql VOLATILE AS 'SELECT pg_advisory_xact_lock_shared(1) IS NOT NULL';
+         CREATE TABLE t (a integer, v text, CHECK (public.waits()))",
+    )?;
     let plan = world.plan().target_exists().identity("public.t", "full").section("[limits]\ncopy_workers = 1");
     let crossfade = Crossfade::new(&plan)?;
     // The one worker claims its first chunks, and waits.
     let lock = world.target.client("app").await?;
-    lock.batch_execute("BEGIN; LOCK TABLE t IN SHARE MODE").await?;
+    lock.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(1)").await?;
     let mut run = crossfade.start(&["run"])?;
     let observer = world.target.client("app").await?;
     let waits = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%apply copy' AND wait_event_type = 'Lock'";
@@ -39,7 +42,7 @@ async fn when_the_new_epoch_begins_under_a_worker_that_has_claimed_one() -> Resu
     let pid: i32 = next.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let beginning = tokio::spawn(async move {
         next.batch_execute(
-            "BEGIN; UPDATE crossfade.tables SET next_epoch = 2; SELECT FROM crossfade.tables FOR UPDATE;
+            "SET session_replication_role = replica; BEGIN; UPDATE crossfade.tables SET next_epoch = 2; SELECT FROM crossfade.tables FOR UPDATE;
              UPDATE crossfade.tables SET epoch = 2, next_epoch = NULL; TRUNCATE t",
         )
         .await?;

@@ -235,7 +235,7 @@ async fn a_batch_that_somebody_else_has_applied_is_not_applied_again() -> Result
     // Meanwhile the same batch is applied here, with its checkpoint.
     let end = world.at_source("SELECT pg_current_wal_lsn()")?;
     lock.batch_execute(&format!(
-        "INSERT INTO journal VALUES ('batch'); UPDATE crossfade.checkpoint SET lsn = '{end}'; COMMIT"
+        "SET session_replication_role = replica; INSERT INTO journal VALUES ('batch'); UPDATE crossfade.checkpoint SET lsn = '{end}'; COMMIT"
     ))
     .await?;
     world.at_source("INSERT INTO journal VALUES ('next')")?;

@@ -33,7 +33,10 @@ async fn rows_on_the_target_are_findings_all_counted_and_some_shown() -> Result<
 
     let told = crossfade.run(&["reconcile"]).await?;
     ensure!(told.status.code() == Some(1) && told.stdout.contains("id=1, total=-1, nothing=null"), "{told:?}");
-    ensure!(told.stdout.contains("and 23 more") && told.stdout.contains("1 passed, 0 fixed, 1 errors"), "{told:?}");
+    ensure!(
+        told.stdout.contains("and 23 more") && told.stdout.contains("1 passed, 0 fixed, 1 error, 0 warnings"),
+        "{told:?}"
+    );
 
     let steering =
         Crossfade::new(&reconcile::plan(&world, "[[check]]\nname = \"c\"\nsql = \"SELECT E'\\\\x1b[2Jgone'\""))?;
@@ -220,6 +223,8 @@ async fn a_check_that_cannot_be_run_ends_with_2_and_the_others_run() -> Result<(
     let told = crossfade.run(&["reconcile"]).await?;
     ensure!(told.status.code() == Some(2) && told.stdout.contains("4 could not run"), "{told:?}");
     ensure!(told.stderr.contains("misspelt") && !format!("{told:?}").contains("hush"), "{told:?}");
+    let all = told.stdout + &told.stderr;
+    ensure!(all.matches("42P01").count() == 2, "two checks failed of it, and each is to be told once: {all}");
     Ok(())
 }
 

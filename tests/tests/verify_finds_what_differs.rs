@@ -439,10 +439,18 @@ async fn a_sample_is_no_verdict_on_the_whole() -> Result<()> {
     let rows = report["tables"][0]["rows"].as_u64().unwrap_or_default();
     ensure!(report["verdict"] == "equal" && report["sample"] == 40.0 && (1..150_000).contains(&rows), "{report:#}");
     ensure!(report["tables"][1]["rows"] == 1, "a small table is compared whole: {report:#}");
+    let parts =
+        |table: usize| ["parts", "parts_of"].map(|key| report["tables"][table][key].as_u64().unwrap_or_default());
+    let [compared, all] = parts(0);
+    ensure!((1..all).contains(&compared) && parts(1) == [1, 1], "{report:#}");
+    let told = crossfade.run(&["verify", "--sample", "40", "--table", "public.big"]).await?.stdout;
+    ensure!(told.contains("equal: 1 table in "), "{told}");
+    ensure!(told.contains(&format!("a sample of 40 %: {compared} of {all} parts")), "{told}");
     let verdicts = world.at_target("SELECT string_agg(sample::text, ' ') FROM crossfade.verdict")?;
     ensure!(verdicts == "40 40", "{verdicts}");
     // What was not looked at may be anything: nothing builds on a sample.
     let report = verify(&crossfade, &["--recheck"]).await?;
-    ensure!(report["tables"][0]["rows"] == 150_000, "{report:#}");
+    let whole = &report["tables"][0];
+    ensure!(whole["rows"] == 150_000 && whole["parts"] == whole["parts_of"], "{report:#}");
     run.stop().await
 }

@@ -13,7 +13,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// What `crossfade verify --json` says, of an exit code that fits.
 async fn verify(crossfade: &Crossfade, arguments: &[&str]) -> Result<Value> {
-    let finished = crossfade.run(&[&["verify", "--json"], arguments].concat()).await?;
+    // Beside as much load as there is here it may take its time.
+    let finished = crossfade.start(&[&["verify", "--json"], arguments].concat())?.finish(4 * MINUTE).await?;
     let document = finished.json()?;
     let expected = i32::from(document["verdict"] != "equal");
     ensure!(finished.status.code() == Some(expected), "exit code {expected} expected: {finished:?}");

@@ -8,7 +8,7 @@ use model::Problem;
 use pg::{Endpoint, Session};
 
 use crate::ApplyError;
-use crate::state::TARGET;
+use crate::state::OPEN;
 
 /// How often a process says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
@@ -75,14 +75,16 @@ pub(crate) async fn acquire(session: &Session, worker: &str, held: &Held) -> Res
     let before = held.0.load(Ordering::Relaxed);
     let row = session
         .query_one(
-            "SELECT l.token, (l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
+            &format!(
+                "SELECT l.token, (l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
                     OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true))
-                    AND NOT EXISTS (SELECT FROM crossfade.fence f WHERE f.side = $3::text AND f.opened >= f.closed) AS free,
+                    AND NOT {OPEN} AS free,
                     CASE WHEN a.pid IS NOT NULL THEN l.worker END AS silent, l.worker, l.taken_from
                FROM crossfade.lease l
                LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
-               LEFT JOIN crossfade.worker w ON w.worker = l.worker",
-            &[&STALE, &before, &TARGET],
+               LEFT JOIN crossfade.worker w ON w.worker = l.worker"
+            ),
+            &[&STALE, &before],
         )
         .await?;
     let (token, free): (i64, bool) = (row.get(0), row.get(1));
@@ -143,8 +145,8 @@ impl Lease {
         }
         session.batch_execute("ROLLBACK").await?;
         model::failpoint!("lease_lost");
-        let query = "SELECT coalesce(worker, 'nobody'), EXISTS (SELECT FROM crossfade.fence WHERE side = $1::text AND opened >= closed) FROM crossfade.lease";
-        let row = session.query_one(query, &[&TARGET]).await?;
+        let query = format!("SELECT coalesce(worker, 'nobody'), {OPEN} FROM crossfade.lease");
+        let row = session.query_one(&query, &[]).await?;
         if row.get(1) {
             return Err(ApplyError::Again("the application writes to the target since the cutover".to_owned()));
         }

@@ -26,5 +26,5 @@ pub use error::ApplyError;
 pub use preflight::{Needed, preflight, preflight_source};
 pub use remove::{Removal, live_workers, remove};
 pub use run::{Job, run};
-pub use state::{CHANNEL, TARGET, adopt, knows};
+pub use state::{CHANNEL, adopt, knows};
 pub use tail::CutOff;

@@ -54,6 +54,8 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
     let mut found = Vec::new();
     if state::knows(session, plan).await? {
         if really {
+            // One by one: dropped with the schema they would lock every table at once, behind whoever reads one.
+            pg::fence::remove(session, &pg::fence::target(plan)).await?;
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("target_schema_dropped");
         }

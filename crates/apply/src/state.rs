@@ -112,8 +112,8 @@ DO $$ BEGIN
 END $$;
 ";
 
-/// The target as `crossfade.fence` names it.
-pub const TARGET: &str = "target";
+/// True once a cutover has opened the target to the application.
+pub(crate) const OPEN: &str = "EXISTS (SELECT FROM crossfade.fence f, crossfade.plan p WHERE f.side = p.name || ' target' AND f.opened >= f.closed)";
 
 /// What somebody is told who writes to the target before a cutover.
 const NOT_YET: &str = "This database is the target of a migration, and gets its rows from there: write to the source until `crossfade cutover` has been run.";
@@ -180,7 +180,7 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
     let (name, nonce): (String, String) = (row.get(0), row.get(1));
     if name == header.plan {
         session.batch_execute(LATER).await?;
-        pg::fence::create(session, &name, TARGET, pg::fence::FROM_THE_START, NOT_YET).await?;
+        pg::fence::create(session, &pg::fence::target(&name), pg::fence::FROM_THE_START, NOT_YET).await?;
     }
     session.batch_execute("COMMIT").await?;
     model::failpoint!("state_opened");

@@ -4,7 +4,6 @@ use model::{Code, Problem, Record, TableBegin, TableEnd, TableName};
 use pg::Session;
 
 use crate::ApplyError;
-use crate::state::TARGET;
 
 /// Notes that a table's copy has begun in the log. Says whether the one before is void.
 pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin) -> Result<bool, ApplyError> {
@@ -29,8 +28,10 @@ pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin)
 
 /// From the start nobody else writes to it.
 async fn enclose(session: &Session, into: &TableName) -> Result<(), ApplyError> {
-    let relations = pg::fence::bare(session, std::slice::from_ref(into)).await?;
-    session.batch_execute(&pg::fence::enclose(&relations, TARGET, pg::fence::FROM_THE_START, false)).await?;
+    let plan: String = session.query_one("SELECT name FROM crossfade.plan", &[]).await?.get(0);
+    let side = pg::fence::target(&plan);
+    let relations = pg::fence::bare(session, &side, std::slice::from_ref(into)).await?;
+    session.batch_execute(&pg::fence::enclose(&relations, &side, pg::fence::FROM_THE_START, false)).await?;
     Ok(())
 }
 

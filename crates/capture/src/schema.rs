@@ -50,7 +50,8 @@ pub(crate) async fn dump(
     let tables = owners(session).await?;
     let mut items = entries(&before, false);
     items.extend(entries(&after, true));
-    items.retain(|item| !left_out.has(item));
+    let ours = |item: &SchemaItem| item.kind == "TRIGGER" && item.name.contains(&format!(" {}", pg::fence::TRIGGERS));
+    items.retain(|item| !left_out.has(item) && !ours(item));
     if only.is_some() {
         // Its root has keys and indexes by now, and attaching it would make them for it; its own are taken over if they come first.
         let (attach, rest): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.kind == "TABLE ATTACH");

@@ -11,7 +11,7 @@ use crate::old::Old;
 /// How long it may take before anybody else may try.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
-/// Cancels an epoch, unless it is decided, and opens the sources. Says what has become of it; what is committed is left to who rolls it forward, and closed.
+/// Cancels an epoch of these sources, the plan's first among them, unless it is decided, and opens the sources. Says what has become of it; what is committed is left to who rolls it forward, and closed.
 ///
 /// # Errors
 /// A server: then nothing is known, and the sources stay as they are. Or another process acts.
@@ -22,12 +22,15 @@ pub(crate) async fn cancel(
     force: bool,
     why: &str,
 ) -> Result<State, CutoverError> {
+    if journal::last(target).await?.is_some_and(|entry| entry.epoch > epoch) {
+        return Err(CutoverError::Overtaken("another cutover has begun since".to_owned()));
+    }
     for old in olds.iter_mut() {
-        old.lead(LIMIT, force).await?;
+        old.lead(LIMIT, force, epoch).await?;
         model::failpoint!("cancel_leads");
     }
     let Some(token) = olds.first().map(|old| old.token) else { return Ok(State::Cancelled) };
-    journal::lead(target, epoch, token).await?;
+    journal::lead(target, epoch, token, false).await?;
     model::failpoint!("cancel_leads_journal");
     let state = journal::cancel(target, epoch, token, why).await?;
     model::failpoint!("cancel_decided");
@@ -36,12 +39,9 @@ pub(crate) async fn cancel(
             old.reopen(epoch).await?;
         }
         tracing::warn!(epoch, "the cutover is cancelled, and the source takes writes: {why}");
-        for old in olds.iter() {
-            old.rest().await?;
-        }
     }
     for old in olds.iter() {
-        old.release().await?;
+        old.leave().await;
     }
     Ok(state)
 }

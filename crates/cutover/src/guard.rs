@@ -6,7 +6,7 @@ use std::time::Duration;
 use pg::{Endpoint, Session};
 use plan::Plan;
 
-use crate::cancel::cancel;
+use crate::cancel::{self, cancel};
 use crate::error::CutoverError;
 use crate::journal::{self, State};
 use crate::old::{self, Old};
@@ -14,20 +14,28 @@ use crate::old::{self, Old};
 /// Between two looks at the sources.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Where a server cannot be reached, or there is nothing that could be done.
+/// Where a server cannot be reached.
 const LATER: Duration = Duration::from_secs(2);
+
+/// Where it is decided, or only people can go on.
+const SELDOM: Duration = Duration::from_secs(30);
 
 /// Looks for ever. Nothing that fails here stops the process that it runs in: it is tried again.
 pub async fn guard(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
-    let mut guard =
-        Guard { plan, sessions: sources.iter().map(|_| None).collect(), sources, target, said: String::new() };
+    let sessions = sources.iter().map(|_| None).collect();
+    let mut guard = Guard { plan, sessions, sources, target, said: String::new() };
     loop {
         let pause = match guard.look().await {
-            Ok(true) => LOOK,
-            Ok(false) => LATER,
+            Ok(pause) => pause,
+            Err(error @ CutoverError::Stop(_)) => {
+                guard.say(error.to_string());
+                SELDOM
+            }
+            // Somebody else is at it.
+            Err(CutoverError::Overtaken(_)) => LOOK,
             Err(error) => {
                 guard.say(format!(
-                    "the source is closed by a cutover, and it cannot be told whether that was decided: {error}"
+                    "a source is closed by a cutover, and it cannot be told whether that was decided: {error}"
                 ));
                 LATER
             }
@@ -53,24 +61,23 @@ impl Guard {
         }
     }
 
-    /// Says whether there is something to be looked at often. A source that cannot be reached is not closed by us, as far as can be done anything about it.
-    async fn look(&mut self) -> Result<bool, CutoverError> {
-        let (mut abandoned, mut closed) = (false, false);
+    /// Says when to look again.
+    async fn look(&mut self) -> Result<Duration, CutoverError> {
+        let (mut abandoned, mut closed, mut away) = (false, false, false);
         for at in 0..self.sources.len() {
             match self.line(at).await {
-                Ok(line) => {
-                    closed |= line.as_ref().is_some_and(|line| line.closed);
-                    abandoned |= line.is_some_and(|line| (line.closed || line.taken) && line.led.is_none());
+                Ok(Some(line)) => {
+                    closed |= line.closed;
+                    abandoned |= (line.closed || line.taken) && line.led.is_none();
                 }
-                Err(_) => {
-                    self.sessions[at] = None;
-                    return Ok(false);
-                }
+                Ok(None) => {}
+                // Those that can be reached are looked after meanwhile.
+                Err(_) => away = true,
             }
         }
         if !abandoned {
             self.said.clear();
-            return Ok(true);
+            return Ok(if away { LATER } else { LOOK });
         }
         self.settle(closed).await
     }
@@ -80,35 +87,48 @@ impl Guard {
             Some(session) if !session.is_closed() => session,
             _ => pg::connect_read_only(&self.sources[at], "guard").await?,
         };
-        let line = old::look(&session, &self.plan.sources[at].name).await?;
+        let line = old::look(&session, &pg::fence::source(&self.plan.name, &self.plan.sources[at].name)).await?;
         self.sessions[at] = Some(session);
         Ok(line)
     }
 
     /// Nobody acts any more who has begun to, and a source may be closed.
-    async fn settle(&mut self, closed: bool) -> Result<bool, CutoverError> {
+    async fn settle(&mut self, closed: bool) -> Result<Duration, CutoverError> {
         let target = pg::connect(&self.target, "guard").await?;
         let last = if journal::exists(&target).await? { journal::last(&target).await? } else { None };
-        let Some(entry) = last else {
-            if !closed {
-                return Ok(false);
-            }
-            self.say("the source is closed by a cutover of which the target knows nothing: it stays closed".to_owned());
-            return Ok(false);
-        };
-        if entry.state > State::Cancelled {
-            return Ok(false);
+        if last.as_ref().is_some_and(|entry| entry.state > State::Cancelled) {
+            return Ok(SELDOM);
         }
         let mut olds = Vec::new();
         for (source, endpoint) in self.plan.sources.iter().zip(&self.sources) {
-            olds.push(Old::open(&self.plan.name, &source.name, endpoint).await?);
+            match Old::open(&self.plan.name, &source.name, endpoint).await {
+                Ok(old) => olds.push(old),
+                // Its turn comes when it can be reached: what is decided here stands in the journal. The first one's token is the journal's.
+                Err(error) if !olds.is_empty() => tracing::info!(source = source.name, "not opened yet: {error}"),
+                Err(error) => return Err(error),
+            }
         }
-        let why = "the process that ran it is gone, or was out of time";
-        match cancel(&mut olds, &target, entry.epoch, false, why).await {
-            Ok(_) => Ok(true),
-            // Somebody else is at it.
-            Err(CutoverError::Overtaken(_)) => Ok(true),
-            Err(error) => Err(error),
+        match last {
+            Some(entry) => {
+                let why = "the process that ran it is gone, or was out of time";
+                cancel(&mut olds, &target, entry.epoch, false, why).await?;
+                Ok(LOOK)
+            }
+            // It died before it had begun.
+            None if !closed => {
+                for old in &mut olds {
+                    old.lead(cancel::LIMIT, false, 0).await?;
+                    old.leave().await;
+                }
+                Ok(LOOK)
+            }
+            None => {
+                let epoch = match olds.first() {
+                    Some(old) => old.look().await?.map_or(0, |line| line.epoch),
+                    None => 0,
+                };
+                Err(old::unknown(olds.first().map_or("", |old| &old.name), epoch, 0))
+            }
         }
     }
 }

@@ -6,8 +6,14 @@ use std::time::Duration;
 use model::{Code, Problem};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use pg::Session;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
+
+use crate::error::CutoverError;
+use crate::journal;
+use crate::report::milliseconds;
+use crate::run::Job;
 
 /// What a hook is told, besides what the command was started in.
 pub(crate) struct Told<'a> {
@@ -25,11 +31,26 @@ const KEPT: u64 = 16 << 10;
 /// How often one is run that fails.
 const TRIES: u32 = 2;
 
+/// Runs a command, if the plan has one, and puts what it printed into the journal.
+pub(crate) async fn noted(
+    job: &Job,
+    target: &Session,
+    name: &str,
+    command: Option<&str>,
+    told: &Told<'_>,
+) -> Result<(), CutoverError> {
+    let Some(command) = command else { return Ok(()) };
+    let begun = Instant::now();
+    let output = run(name, command, job.verify.plan.cutover.hook_timeout, told).await?;
+    tracing::info!(epoch = told.epoch, hook = name, "ran in {} ms", begun.elapsed().as_millis());
+    journal::note(target, told.epoch, name, milliseconds(begun), &output).await
+}
+
 /// Runs a command; once more if it fails. Returns what it printed.
 ///
 /// # Errors
 /// It failed, or took too long, each time.
-pub(crate) async fn run(name: &str, command: &str, limit: Duration, told: &Told<'_>) -> Result<String, Problem> {
+async fn run(name: &str, command: &str, limit: Duration, told: &Told<'_>) -> Result<String, Problem> {
     let mut tries = 1;
     loop {
         let begun = Instant::now();
@@ -68,6 +89,7 @@ async fn once(command: &str, limit: Duration, told: &Told<'_>) -> Result<(bool, 
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| format!("it cannot be started: {error}"))?;
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw));
     let Some(mut stdout) = child.stdout.take() else { return Err("its output cannot be read".to_owned()) };
     let work = async {
         let mut output = Vec::new();
@@ -78,12 +100,21 @@ async fn once(command: &str, limit: Duration, told: &Told<'_>) -> Result<(bool, 
         Ok((status.success(), String::from_utf8_lossy(&output).into_owned()))
     };
     if let Ok(ended) = tokio::time::timeout(limit, work).await {
+        group.0 = None;
         return ended;
     }
-    if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()) {
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-    }
     Err(format!("it took longer than {} ms", limit.as_millis()))
+}
+
+/// What a hook has started: it ends when nobody waits for it any more.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The journal of the side that becomes writable: a row an epoch. Every step is a compare-and-set on its state and on who leads.
 
+use model::{Code, Problem};
 use pg::Session;
 
 use crate::error::CutoverError;
@@ -18,7 +19,7 @@ CREATE TABLE IF NOT EXISTS crossfade.journal (
 
 -- How they went: a line for each step, and for each hook.
 CREATE TABLE IF NOT EXISTS crossfade.journal_step (
-    epoch bigint REFERENCES crossfade.journal ON DELETE CASCADE, step text NOT NULL,
+    epoch bigint REFERENCES crossfade.journal ON DELETE CASCADE, hook bool NOT NULL DEFAULT false, step text NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(), ms bigint NOT NULL, output text);
 ";
 
@@ -65,7 +66,7 @@ impl State {
     }
 
     /// Nothing is decided.
-    pub fn open(self) -> bool {
+    pub fn undecided(self) -> bool {
         self < State::Cancelled
     }
 }
@@ -100,17 +101,25 @@ pub(crate) async fn exists(session: &Session) -> Result<bool, CutoverError> {
 pub(crate) async fn last(session: &Session) -> Result<Option<Entry>, CutoverError> {
     let query =
         "SELECT epoch, state, token, lsn::text, why, write_gap_ms FROM crossfade.journal ORDER BY epoch DESC LIMIT 1";
-    Ok(session.query_opt(query, &[]).await?.map(|row| {
-        let state: String = row.get(1);
-        Entry {
-            epoch: row.get(0),
-            // What a later version has written is not decided by this one.
-            state: State::ALL.into_iter().find(|known| known.as_str() == state).unwrap_or(State::Routed),
-            token: row.get(2),
-            lsn: row.get(3),
-            why: row.get(4),
-            write_gap_ms: row.get(5),
-        }
+    let Some(row) = session.query_opt(query, &[]).await? else { return Ok(None) };
+    let state: String = row.get(1);
+    let Some(state) = State::ALL.into_iter().find(|known| known.as_str() == state) else {
+        let why = format!("its state is {state:?}, which this version does not know");
+        return Err(Problem::new(
+            Code::OutcomeUnknown,
+            "the target's journal",
+            why,
+            "use the version that has written it",
+        )
+        .into());
+    };
+    Ok(Some(Entry {
+        epoch: row.get(0),
+        state,
+        token: row.get(2),
+        lsn: row.get(3),
+        why: row.get(4),
+        write_gap_ms: row.get(5),
     }))
 }
 
@@ -157,21 +166,22 @@ pub(crate) async fn note_lsn(session: &Session, epoch: i64, token: i64, lsn: &st
     expect(noted, "another process leads")
 }
 
-/// Notes what a command printed.
+/// Notes what a hook printed.
 pub(crate) async fn note(session: &Session, epoch: i64, step: &str, ms: i64, output: &str) -> Result<(), CutoverError> {
     session
         .execute(
-            "INSERT INTO crossfade.journal_step (epoch, step, ms, output) VALUES ($1, $2::text, $3, $4::text)",
+            "INSERT INTO crossfade.journal_step (epoch, hook, step, ms, output) VALUES ($1, true, $2::text, $3, $4::text)",
             &[&epoch, &step, &ms, &output],
         )
         .await?;
     Ok(())
 }
 
-/// Leads an epoch from now on; `token` is the highest at the source.
-pub(crate) async fn lead(session: &Session, epoch: i64, token: i64) -> Result<(), CutoverError> {
-    let query = "UPDATE crossfade.journal SET token = $2 WHERE epoch = $1 AND token < $2";
-    expect(session.execute(query, &[&epoch, &token]).await?, "another process leads")
+/// Leads an epoch from now on, in order to cancel it or, with `decided`, to bring it to its end; `token` is the highest at the source.
+pub(crate) async fn lead(session: &Session, epoch: i64, token: i64, decided: bool) -> Result<(), CutoverError> {
+    let query = "UPDATE crossfade.journal SET token = $2 WHERE epoch = $1 AND token < $2 AND (state IN ('committed', 'routed')) = $3";
+    session.execute(query, &[&epoch, &token, &decided]).await?;
+    Ok(())
 }
 
 /// Cancels an epoch that is not decided. Says what it is then.
@@ -189,7 +199,7 @@ pub(crate) async fn cancel(session: &Session, epoch: i64, token: i64, why: &str)
     }
     let now = last(session).await?.filter(|entry| entry.epoch == epoch);
     match now {
-        Some(entry) if !entry.state.open() => Ok(entry.state),
+        Some(entry) if !entry.state.undecided() => Ok(entry.state),
         _ => Err(CutoverError::Overtaken("another process leads".to_owned())),
     }
 }

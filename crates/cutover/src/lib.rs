@@ -1,7 +1,7 @@
 //! From the source to the target, in less than a second, and not at all unless everything is there.
 //!
-//! [`run`] goes through the phases: what is in the way is [`refusals`]; the [`old`] side is closed by its fence; a marker goes through the log until the target has
-//! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`hooks`] lead the application over.
+//! [`run`] looks first: what is in the way is [`refusals`]. Then it goes its [`way`]: the [`old`] side is closed by its fence; a marker goes through the log until the target has
+//! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`forward`] leads the application over, by the plan's [`hooks`].
 //! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
 //!
 //! [`remove`] takes away what was made at the source.
@@ -12,6 +12,7 @@
 mod cancel;
 mod drain;
 mod error;
+mod forward;
 mod guard;
 mod hooks;
 mod journal;
@@ -22,8 +23,9 @@ mod report;
 mod run;
 mod sequences;
 mod triggers;
+mod way;
 
 pub use guard::guard;
-pub use remove::{Removal, remove};
+pub use remove::{Removal, acts, remove};
 pub use report::{Outcome, Phase, Refusal, Report, text};
 pub use run::{Job, Options, cancel, run};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::TableName;
+use model::{Code, Problem, TableName};
 use pg::{Endpoint, Session};
 use tokio::time::Instant;
 
@@ -14,6 +14,9 @@ const PREPARE: Duration = Duration::from_millis(200);
 /// How long the locks on all tables may be waited for at most: writers queue behind them. Less than half of `deadlock_timeout` in any case, or the application would be the
 /// victim of a deadlock that is ours.
 const CLOSE: Duration = Duration::from_millis(400);
+
+/// How long a transaction of ours may stand still that holds what others need: its process was stopped.
+pub(crate) const IDLE: Duration = Duration::from_secs(5);
 
 /// Between two tries: the application goes on meanwhile.
 const BREATH: Duration = Duration::from_millis(100);
@@ -30,11 +33,6 @@ pub(crate) struct Old {
     pub token: i64,
 }
 
-/// What `crossfade.fence` calls a source.
-pub(crate) fn side(source: &str) -> String {
-    format!("source {source}")
-}
-
 /// The line of a source, where there is one.
 pub(crate) struct Line {
     pub closed: bool,
@@ -42,18 +40,21 @@ pub(crate) struct Line {
     pub taken: bool,
     /// Somebody leads: for so long at most, in seconds.
     pub led: Option<f64>,
+    /// The last epoch that this side has taken part in.
+    pub epoch: i64,
 }
 
 /// Looks at it without changing anything.
-pub(crate) async fn look(session: &Session, source: &str) -> Result<Option<Line>, CutoverError> {
+pub(crate) async fn look(session: &Session, side: &str) -> Result<Option<Line>, CutoverError> {
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(None);
     }
     let query = format!(
-        "SELECT closed > opened, pid IS NOT NULL, CASE WHEN {LED} THEN extract(epoch FROM deadline - clock_timestamp())::float8 END FROM crossfade.fence f WHERE side = $1::text"
+        "SELECT closed > opened, pid IS NOT NULL, CASE WHEN {LED} THEN extract(epoch FROM deadline - clock_timestamp())::float8 END,
+                greatest(epoch, closed, opened) FROM crossfade.fence f WHERE side = $1::text"
     );
-    let row = session.query_opt(&query, &[&side(source)]).await?;
-    Ok(row.map(|row| Line { closed: row.get(0), taken: row.get(1), led: row.get(2) }))
+    let row = session.query_opt(&query, &[&side]).await?;
+    Ok(row.map(|row| Line { closed: row.get(0), taken: row.get(1), led: row.get(2), epoch: row.get(3) }))
 }
 
 /// True for a line whose leader lives and has not run out of time.
@@ -64,9 +65,9 @@ impl Old {
     /// Opens it; the fence's tables are made where they are not there.
     pub async fn open(plan: &str, source: &str, endpoint: &Endpoint) -> Result<Old, CutoverError> {
         let session = pg::connect(endpoint, "cutover").await?;
-        let side = side(source);
+        let side = pg::fence::source(plan, source);
         session.batch_execute("BEGIN").await?;
-        let made = pg::fence::create(&session, plan, &side, 0, "Nothing is in the way of writes.").await;
+        let made = pg::fence::create(&session, &side, 0, "Nothing is in the way of writes.").await;
         session.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
         made?;
         Ok(Old {
@@ -87,19 +88,48 @@ impl Old {
     }
 
     /// Takes the lead for this long, if nobody else has it; `force` takes it from whoever has. Every statement of an earlier leader that closes or opens this side comes to
-    /// nothing from now on.
-    pub async fn lead(&mut self, limit: Duration, force: bool) -> Result<(), CutoverError> {
+    /// nothing from now on. `seen` is the highest epoch that this process knows: if this side has got further, what it is about to do is outdated.
+    pub async fn lead(&mut self, limit: Duration, force: bool, seen: i64) -> Result<(), CutoverError> {
         let query = format!(
             "UPDATE crossfade.fence f SET token = token + 1, pid = pg_backend_pid(), deadline = clock_timestamp() + make_interval(secs => $2),
                     backend_start = (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid()))
-              WHERE side = $1::text AND ($3 OR token = $4 OR NOT {LED}) RETURNING token"
+              WHERE side = $1::text AND ($3 OR token = $4 OR NOT {LED}) AND epoch <= $5 RETURNING token"
         );
-        let row = self.session.query_opt(&query, &[&self.side, &limit.as_secs_f64(), &force, &self.token]).await?;
-        let Some(row) = row else {
-            return Err(CutoverError::Overtaken("another process is at it".to_owned()));
+        let row =
+            self.session.query_opt(&query, &[&self.side, &limit.as_secs_f64(), &force, &self.token, &seen]).await?;
+        if let Some(row) = row {
+            self.token = row.get(0);
+            return Ok(());
+        }
+        match self.look().await? {
+            Some(line) if line.epoch > seen => Err(unknown(&self.name, line.epoch, seen)),
+            _ => Err(CutoverError::Overtaken("another process is at it".to_owned())),
+        }
+    }
+
+    /// How it stands.
+    pub async fn look(&self) -> Result<Option<Line>, CutoverError> {
+        look(&self.session, &self.side).await
+    }
+
+    /// This side takes part in an epoch, which the journal has.
+    pub async fn enter(&self, epoch: i64) -> Result<(), CutoverError> {
+        let query = "UPDATE crossfade.fence SET epoch = $3 WHERE side = $1::text AND token = $2 AND epoch < $3 AND closed <= opened AND opened < $3";
+        match self.session.execute(query, &[&self.side, &self.token, &epoch]).await? {
+            1 => Ok(()),
+            _ => Err(CutoverError::Overtaken("another process leads".to_owned())),
+        }
+    }
+
+    /// Tidies up: what is not done here costs little, and nothing depends on it.
+    pub async fn leave(&self) {
+        let left = async {
+            self.rest().await?;
+            self.release().await
         };
-        self.token = row.get(0);
-        Ok(())
+        if let Err(error) = left.await {
+            tracing::info!(source = self.name, "left as it is: {error}");
+        }
     }
 
     /// Gives the lead up.
@@ -115,8 +145,9 @@ impl Old {
         self.selects = tables;
         for relation in &self.relations {
             let made = pg::fence::enclose(std::slice::from_ref(relation), &self.side, epoch, true);
-            let made = format!("SET LOCAL lock_timeout = {}; {made}", PREPARE.as_millis());
-            self.tries(&made, until, |why| format!("a trigger cannot be made on {relation}: {why}")).await?;
+            let what = |why: &str| format!("a trigger cannot be made on {relation}: {why}");
+            self.tries(&format!("epoch = {epoch} AND closed <= opened AND opened < {epoch}"), &made, until, what)
+                .await?;
         }
         Ok(())
     }
@@ -131,10 +162,14 @@ impl Old {
         let patience =
             Duration::from_millis(patience.parse::<u64>().unwrap_or(1000) / 2).min(CLOSE).max(Duration::from_millis(1));
         loop {
-            match self.close_once(epoch, why, patience).await {
+            let error = match self.close_once(epoch, why, patience).await {
                 Ok(()) => return Ok(()),
-                Err(CutoverError::Pg(error)) if waited(&error) => {
-                    self.session.batch_execute("ROLLBACK").await?;
+                Err(error) => error,
+            };
+            // Nobody is to wait for what comes to nothing.
+            self.session.batch_execute("ROLLBACK").await?;
+            match error {
+                CutoverError::Pg(error) if waited(&error) => {
                     if Instant::now() + BREATH >= until {
                         return Err(CutoverError::GivenUp(format!(
                             "the tables of source {:?} could not be locked in time: transactions that write hold them ({error})",
@@ -148,7 +183,7 @@ impl Old {
                     );
                     tokio::time::sleep(BREATH).await;
                 }
-                Err(error) => return Err(error),
+                error => return Err(error),
             }
         }
     }
@@ -162,9 +197,10 @@ impl Old {
         let _ = session.execute(vacuums, &[&self.relations]).await;
         session
             .batch_execute(&format!(
-                "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
+                "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
                 patience.as_millis(),
-                2 * patience.as_millis()
+                2 * patience.as_millis(),
+                IDLE.as_millis()
             ))
             .await?;
         let lead = "SELECT FROM crossfade.fence WHERE side = $1::text AND token = $2 FOR UPDATE";
@@ -182,11 +218,14 @@ impl Old {
             )));
         }
         session
-            .batch_execute(&format!("SET LOCAL statement_timeout = 0; {}", pg::fence::close(&self.relations)))
+            .batch_execute(&format!(
+                "SET LOCAL statement_timeout = 0; {}",
+                pg::fence::close(&self.relations, &self.side)
+            ))
             .await?;
         let closed = session
             .execute(
-                "UPDATE crossfade.fence SET closed = $3, epoch = $3, why = $4::text WHERE side = $1::text AND token = $2",
+                "UPDATE crossfade.fence SET closed = $3, why = $4::text WHERE side = $1::text AND token = $2 AND epoch = $3 AND opened < $3",
                 &[&self.side, &self.token, &epoch, &why],
             )
             .await?;
@@ -201,7 +240,7 @@ impl Old {
 
     /// Lets the application write again. Only once the journal says `cancelled`, durably.
     pub async fn reopen(&self, epoch: i64) -> Result<(), CutoverError> {
-        let query = "UPDATE crossfade.fence SET opened = greatest(opened, $3), epoch = greatest(epoch, $3) WHERE side = $1::text AND token = $2";
+        let query = "UPDATE crossfade.fence SET opened = greatest(opened, $3) WHERE side = $1::text AND token = $2";
         if self.session.execute(query, &[&self.side, &self.token, &epoch]).await? != 1 {
             return Err(CutoverError::Overtaken("another process leads".to_owned()));
         }
@@ -210,13 +249,19 @@ impl Old {
     }
 
     /// Disables the triggers of this side, which is open; those that cannot be locked now cost a look at the fence for each statement, and nothing else.
-    pub async fn rest(&self) -> Result<(), CutoverError> {
+    async fn rest(&self) -> Result<(), CutoverError> {
         let lead = "SELECT FROM crossfade.fence WHERE side = $1::text AND token = $2 AND opened >= closed FOR UPDATE";
         for relation in pg::fence::enclosed(&self.session, &self.side).await? {
-            self.session.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = {}", PREPARE.as_millis())).await?;
+            self.session
+                .batch_execute(&format!(
+                    "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+                    PREPARE.as_millis(),
+                    IDLE.as_millis()
+                ))
+                .await?;
             let rested = async {
                 if self.session.query_opt(lead, &[&self.side, &self.token]).await?.is_some() {
-                    self.session.batch_execute(&pg::fence::rest(std::slice::from_ref(&relation))).await?;
+                    self.session.batch_execute(&pg::fence::rest(std::slice::from_ref(&relation), &self.side)).await?;
                 }
                 self.session.batch_execute("COMMIT").await
             };
@@ -235,22 +280,63 @@ impl Old {
         Ok(())
     }
 
-    /// Runs statements in a transaction as often as locks are not to be had.
-    async fn tries(&self, statements: &str, until: Instant, what: impl Fn(&str) -> String) -> Result<(), CutoverError> {
+    /// Whether all of it is closed as it was closed: nobody has enabled or disabled our triggers since.
+    pub async fn holds(&self) -> Result<bool, CutoverError> {
+        Ok(pg::fence::holds(&self.session, &self.relations, &self.side).await?)
+    }
+
+    /// Runs statements in a transaction as often as locks are not to be had, each time only while this process leads and its side meets `condition`.
+    async fn tries(
+        &self,
+        condition: &str,
+        statements: &str,
+        until: Instant,
+        what: impl Fn(&str) -> String,
+    ) -> Result<(), CutoverError> {
+        let lead =
+            format!("SELECT FROM crossfade.fence WHERE side = $1::text AND token = $2 AND {condition} FOR UPDATE");
         loop {
-            match self.session.batch_execute(&format!("BEGIN; {statements} COMMIT")).await.map_err(pg::PgError::from) {
+            self.session
+                .batch_execute(&format!(
+                    "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+                    PREPARE.as_millis(),
+                    IDLE.as_millis()
+                ))
+                .await?;
+            let done = async {
+                if self.session.query_opt(&lead, &[&self.side, &self.token]).await?.is_none() {
+                    return Err(CutoverError::Overtaken("another process leads".to_owned()));
+                }
+                self.session.batch_execute(statements).await?;
+                Ok(self.session.batch_execute("COMMIT").await?)
+            };
+            let error = match done.await {
                 Ok(()) => return Ok(()),
-                Err(error) if waited(&error) => {
-                    self.session.batch_execute("ROLLBACK").await?;
+                Err(error) => error,
+            };
+            self.session.batch_execute("ROLLBACK").await?;
+            match error {
+                CutoverError::Pg(error) if waited(&error) => {
                     if Instant::now() + BREATH >= until {
                         return Err(CutoverError::GivenUp(what(&error.to_string())));
                     }
                     tokio::time::sleep(BREATH).await;
                 }
-                Err(error) => return Err(error.into()),
+                error => return Err(error),
             }
         }
     }
+}
+
+/// The source has seen an epoch that the target's journal has not: the target is an older one, or another.
+pub(crate) fn unknown(source: &str, there: i64, known: i64) -> CutoverError {
+    Problem::new(
+        Code::OutcomeUnknown,
+        format!("source {source:?}"),
+        format!("it has taken part in cutover {there}, and the target's journal ends with {known}: the target was made anew, or restored from a backup"),
+        "if the application does not write to another target: `crossfade complete --yes` opens the source again; then begin anew",
+    )
+    .into()
 }
 
 /// A lock was not to be had in time, or there was a deadlock.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use log::Log;
-use model::Problem;
+use model::{Problem, TableName};
 use pg::Session;
 use status::{Gather, Phase, Status};
 
@@ -27,6 +27,7 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
         let session = pg::connect_read_only(endpoint, "cutover").await?;
         at_source(&session, &source.name, &mut found).await?;
+        subscribed(&session, target, &source.name, &mut found).await?;
         fits(&session, target, &source.name, &mut found).await?;
     }
     if !options.no_way_back {
@@ -181,6 +182,51 @@ async fn at_source(session: &Session, source: &str, found: &mut Vec<Refusal>) ->
             found,
             "maintenance",
             format!("at source {source:?} pid {pid} holds locks that the fence needs ({what}): let it end"),
+        );
+    }
+    Ok(())
+}
+
+/// A subscription writes without firing statement triggers, so that no fence holds it back.
+async fn subscribed(
+    session: &Session,
+    target: &Session,
+    source: &str,
+    found: &mut Vec<Refusal>,
+) -> Result<(), CutoverError> {
+    let there = "SELECT to_regclass('crossfade.tables') IS NOT NULL";
+    if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let rows = target.query("SELECT schema, name FROM crossfade.tables WHERE source = $1::text", &[&source]).await?;
+    let tables: Vec<String> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).quoted()).collect();
+    let rows = session
+        .query(
+            "SELECT DISTINCT s.subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid JOIN pg_subscription_rel r ON r.srsubid = s.oid
+              WHERE d.datname = current_database() AND s.subenabled
+                AND r.srrelid IN (SELECT to_regclass(name)::oid FROM unnest($1::text[]) name)",
+            &[&tables],
+        )
+        .await?;
+    for row in &rows {
+        let name: String = row.get(0);
+        let text = format!(
+            "source {source:?} gets rows of the plan's tables by subscription {name:?}, which no fence holds back: ALTER SUBSCRIPTION {} DISABLE",
+            model::quote::ident(&name)
+        );
+        refuse(found, "subscription", text);
+    }
+    let sees = "SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), current_user::text";
+    let row = session.query_one(sees, &[]).await?;
+    if !row.get::<_, bool>(0) {
+        let role = model::quote::ident(row.get(1));
+        refuse(
+            found,
+            "privileges",
+            format!(
+                "at source {source:?} role {role} does not see which transactions are open: GRANT pg_read_all_stats TO {role}"
+            ),
         );
     }
     Ok(())

@@ -2,7 +2,7 @@ use model::Problem;
 use pg::Session;
 
 use crate::error::CutoverError;
-use crate::old::side;
+use crate::old;
 
 /// Something that a cutover made at a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,24 +29,21 @@ impl std::fmt::Display for Removal {
 ///
 /// # Errors
 /// The source.
-pub async fn remove(session: &Session, source: &str, really: bool) -> Result<Vec<Removal>, Problem> {
-    Ok(take_away(session, source, really).await?)
+pub async fn remove(session: &Session, plan: &str, source: &str, really: bool) -> Result<Vec<Removal>, Problem> {
+    Ok(take_away(session, &pg::fence::source(plan, source), really).await?)
 }
 
-async fn take_away(session: &Session, source: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
+async fn take_away(session: &Session, side: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
     let mut found = Vec::new();
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(found);
     }
-    let side = side(source);
     let line = "SELECT closed > opened FROM crossfade.fence WHERE side = $1::text";
     let Some(line) = session.query_opt(line, &[&side]).await? else { return Ok(found) };
-    let relations = pg::fence::enclosed(session, &side).await?;
+    let relations = pg::fence::enclosed(session, side).await?;
     found.push(Removal::Fence(relations.len(), line.get(0)));
     if really {
-        for relation in &relations {
-            session.batch_execute(&pg::fence::remove(relation)).await?;
-        }
+        pg::fence::remove(session, side).await?;
         session.execute("DELETE FROM crossfade.fence WHERE side = $1::text", &[&side]).await?;
         model::failpoint!("source_fence_removed");
     }
@@ -60,4 +57,13 @@ async fn take_away(session: &Session, source: &str, really: bool) -> Result<Vec<
         found.push(Removal::Schema);
     }
     Ok(found)
+}
+
+/// Whether a cutover of the plan acts at this source now.
+///
+/// # Errors
+/// The source.
+pub async fn acts(session: &Session, plan: &str, source: &str) -> Result<bool, Problem> {
+    let line = old::look(session, &pg::fence::source(plan, source)).await.map_err(Problem::from)?;
+    Ok(line.is_some_and(|line| line.led.is_some()))
 }

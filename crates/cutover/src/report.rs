@@ -1,4 +1,9 @@
+use pg::Session;
 use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::error::CutoverError;
+use crate::journal;
 
 /// How a cutover went. Its JSON is what scripts rely on.
 #[derive(Clone, Debug, Serialize)]
@@ -10,7 +15,6 @@ pub struct Report {
     /// What came of it.
     pub outcome: Outcome,
     /// Behind the last write of the (first) source.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lsn: Option<String>,
     /// From the source's closing to the target's opening, in milliseconds; with `--dry-run` what it would have been.
     pub write_gap_ms: Option<i64>,
@@ -18,6 +22,13 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// What was in the way.
     pub refused: Vec<Refusal>,
+    /// It is committed, and this is still to be done: another `crossfade cutover` goes on with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<String>,
+    /// What the hooks printed, by name.
+    pub hooks: Vec<Hook>,
+    /// Sequences of the source's tables that have no counterpart at the target.
+    pub sequences_left: Vec<String>,
     /// Why it was cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -36,6 +47,19 @@ pub struct Phase {
     pub at: String,
     /// How long it took.
     pub ms: i64,
+}
+
+/// A command of the plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Hook {
+    /// Which one.
+    pub hook: String,
+    /// When it ended, RFC 3339.
+    pub at: String,
+    /// How long it took.
+    pub ms: i64,
+    /// On both of its outputs.
+    pub output: String,
 }
 
 /// Something that is in the way.
@@ -59,6 +83,8 @@ pub enum Outcome {
     Refused,
     /// Nothing is in the way. Only with `--dry-run`.
     Possible,
+    /// The target cannot be asked, and may have been opened: the source stays closed.
+    Unknown,
 }
 
 impl Outcome {
@@ -69,6 +95,7 @@ impl Outcome {
             Outcome::Cancelled => "cancelled",
             Outcome::Refused => "refused",
             Outcome::Possible => "possible",
+            Outcome::Unknown => "unknown",
         }
     }
 
@@ -77,6 +104,7 @@ impl Outcome {
         match self {
             Outcome::Committed | Outcome::Possible => 0,
             Outcome::Cancelled | Outcome::Refused => 1,
+            Outcome::Unknown => 2,
         }
     }
 }
@@ -91,11 +119,37 @@ impl Report {
             write_gap_ms: None,
             phases: Vec::new(),
             refused: Vec::new(),
+            unfinished: None,
+            hooks: Vec::new(),
+            sequences_left: Vec::new(),
             why: None,
             rechecked: 0,
             left_out: Vec::new(),
         }
     }
+}
+
+/// What the journal says of an epoch.
+pub(crate) async fn of(target: &Session, epoch: i64, outcome: Outcome) -> Result<Report, CutoverError> {
+    let Some(entry) = journal::last(target).await?.filter(|entry| entry.epoch == epoch) else {
+        return Err(CutoverError::Overtaken("another epoch has begun".to_owned()));
+    };
+    let query = "SELECT hook, step, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), ms, coalesce(output, '')
+                   FROM crossfade.journal_step WHERE epoch = $1 ORDER BY at";
+    let mut report =
+        Report { epoch, lsn: entry.lsn, write_gap_ms: entry.write_gap_ms, why: entry.why, ..Report::new(outcome) };
+    for row in &target.query(query, &[&epoch]).await? {
+        let (name, at, ms): (String, String, i64) = (row.get(1), row.get(2), row.get(3));
+        match row.get(0) {
+            true => report.hooks.push(Hook { hook: name, at, ms, output: row.get(4) }),
+            false => report.phases.push(Phase { phase: name, at, ms }),
+        }
+    }
+    Ok(report)
+}
+
+pub(crate) fn milliseconds(since: Instant) -> i64 {
+    since.elapsed().as_millis().try_into().unwrap_or(i64::MAX)
 }
 
 /// For people.
@@ -108,11 +162,18 @@ pub fn text(report: &Report) -> String {
     for table in &report.left_out {
         text += &format!("not compared once more: {table} (equal when it was compared before)\n");
     }
+    for sequence in &report.sequences_left {
+        text += &format!("not set, for the target has no such sequence: {sequence}\n");
+    }
+    if let Some(unfinished) = &report.unfinished {
+        text += &format!("still to be done: {unfinished}\n");
+    }
     let gap = report.write_gap_ms.map(|ms| format!("; nobody could write for {ms} ms")).unwrap_or_default();
     let why = report.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     text + &match report.outcome {
         Outcome::Committed => format!("committed, epoch {}{gap}: the target is the writable side\n", report.epoch),
         Outcome::Cancelled => format!("cancelled, epoch {}{why}; the source takes writes as before\n", report.epoch),
+        Outcome::Unknown => format!("unknown, epoch {}{why}\n", report.epoch),
         Outcome::Refused => "refused: nothing was changed\n".to_owned(),
         Outcome::Possible => {
             let gap =

@@ -4,15 +4,16 @@ use model::{Code, Problem, TableName};
 use pg::Session;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cancel::{self, cancel as undo};
 use crate::drain::Ear;
 use crate::error::CutoverError;
 use crate::journal::{self, Entry, State};
 use crate::old::{self, Old};
-use crate::report::{Outcome, Phase, Refusal, Report};
-use crate::{hooks, refusals, sequences, triggers};
+use crate::report::{Outcome, Refusal, Report};
+use crate::way::Way;
+use crate::{forward, refusals, report};
 
 /// What a cutover needs: what a comparison does.
 pub struct Job {
@@ -35,6 +36,21 @@ pub struct Options {
     pub no_way_back: bool,
 }
 
+/// How far the target may be behind: most of it is made up for at once when nobody writes any more.
+const NEAR: Duration = Duration::from_millis(300);
+
+/// How far it may be where it does not come closer, for the machines are busy.
+const NEAR_ENOUGH: Duration = Duration::from_secs(1);
+
+/// For how long the better of the two is hoped for.
+const HOPE: Duration = Duration::from_secs(3);
+
+/// Rows that may be left to be compared while nobody can write: a quarter of a second's work.
+const FEW: usize = 10_000;
+
+/// How often it is tried to get there: each comparison leaves what is touched meanwhile.
+const ROUNDS: u32 = 3;
+
 /// Between two looks at what became of a decision that was sent.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -44,37 +60,35 @@ const UNKNOWN: Duration = Duration::from_secs(10);
 /// Cuts over; what an earlier process has left is brought to its end first. `stop` cancels it, before the decision.
 ///
 /// # Errors
-/// It could not run; or what became of it cannot be known.
+/// It could not run.
 pub async fn run(job: &Job, options: &Options, stop: &CancellationToken) -> Result<Report, Problem> {
     Ok(cut_over(job, options, stop).await?)
 }
 
-/// Cancels a cutover that is under way and not decided, whoever runs it; none is told apart.
+/// Cancels a cutover that is under way and not decided, whoever runs it.
 ///
 /// # Errors
-/// It could not run, there is none, or it is decided.
+/// It could not run.
 pub async fn cancel(job: &Job) -> Result<Report, Problem> {
     Ok(cancel_now(job).await?)
 }
 
 async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
     let target = target(job).await?;
-    journal::open(&target).await?;
+    let nothing = || refused("nothing_to_cancel", "no cutover is under way".to_owned());
+    let decided = |epoch: i64| refused("decided", format!("epoch {epoch} is decided: the target is the writable side"));
+    let last = if journal::exists(&target).await? { journal::last(&target).await? } else { None };
+    let Some(entry) = last else { return Ok(nothing()) };
+    if entry.state > State::Cancelled {
+        return Ok(decided(entry.epoch));
+    }
     let mut olds = olds(job).await?;
-    let last = journal::last(&target).await?;
-    let closed = closed(job, &olds).await?;
-    match last {
-        Some(entry) if entry.state.open() || (entry.state == State::Cancelled && closed) => {
-            let state = undo(&mut olds, &target, entry.epoch, true, "somebody asked for it").await?;
-            let outcome = if state == State::Cancelled { Outcome::Cancelled } else { Outcome::Committed };
-            let now = journal::last(&target).await?.unwrap_or(entry);
-            report(&target, &now, outcome).await
-        }
-        Some(entry) if entry.state > State::Cancelled => {
-            let text = format!("epoch {} is decided: the target is the writable side", entry.epoch);
-            Ok(refused(vec![Refusal { code: "decided", text }]))
-        }
-        _ => Ok(refused(vec![Refusal { code: "nothing_to_cancel", text: "no cutover is under way".to_owned() }])),
+    if entry.state == State::Cancelled && !closed(&olds).await? {
+        return Ok(nothing());
+    }
+    match undo(&mut olds, &target, entry.epoch, true, "somebody asked for it").await? {
+        State::Cancelled => report::of(&target, entry.epoch, Outcome::Cancelled).await,
+        _ => Ok(decided(entry.epoch)),
     }
 }
 
@@ -101,384 +115,252 @@ async fn olds(job: &Job) -> Result<Vec<Old>, CutoverError> {
 }
 
 /// Whether a source is closed by a fence of ours.
-async fn closed(job: &Job, olds: &[Old]) -> Result<bool, CutoverError> {
+async fn closed(olds: &[Old]) -> Result<bool, CutoverError> {
     let mut closed = false;
-    for (old, source) in olds.iter().zip(&job.verify.plan.sources) {
-        closed |= old::look(&old.session, &source.name).await?.is_some_and(|line| line.closed);
+    for old in olds {
+        closed |= old.look().await?.is_some_and(|line| line.closed);
     }
     Ok(closed)
 }
 
-fn refused(refused: Vec<Refusal>) -> Report {
-    Report { refused, ..Report::new(Outcome::Refused) }
+fn refused(code: &'static str, text: String) -> Report {
+    Report { refused: vec![Refusal { code, text }], ..Report::new(Outcome::Refused) }
+}
+
+/// All that is done before anything is changed.
+struct Ready<'a> {
+    target: Session,
+    remainder: verify::Remainder<'a>,
+    ear: Ear,
 }
 
 async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Result<Report, CutoverError> {
-    let mut target = target(job).await?;
-    if let Some(report) = earlier(job, options, &target).await? {
-        return Ok(report);
-    }
-    let found = refusals::find(job, options, &target).await?;
-    if !found.is_empty() {
-        return Ok(refused(found));
-    }
-    info!("comparing what was touched since the tables were compared");
-    let recheck = verify::Options { recheck: true, ..verify::Options::default() };
-    let compared = verify::run(&job.verify, &recheck, &()).await?;
-    if compared.verdict != verify::Verdict::Equal {
-        let other = compared.tables.iter().find(|table| table.verdict != verify::Verdict::Equal);
-        let table = other.map_or("a table", |table| table.table.as_str());
-        let text = format!("table {table} is {}: `crossfade verify` shows the rows", compared.verdict.as_str());
-        return Ok(refused(vec![Refusal { code: "verify_different", text }]));
-    }
-    let mut remainder = verify::Remainder::prepare(&job.verify).await?;
-    let mut ear = Ear::open(&job.verify.target).await?;
-    if options.dry_run {
-        return rehearsed(job, &mut remainder, &mut ear).await;
-    }
+    let ready = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err(CutoverError::GivenUp("it was told to stop before it had begun".to_owned())),
+        ready = ready(job, options) => match ready? {
+            Ok(ready) => ready,
+            Err(report) => return Ok(*report),
+        },
+    };
+    let Ready { target, mut remainder, mut ear } = ready;
     journal::open(&target).await?;
-    let epoch = journal::last(&target).await?.map_or(0, |entry| entry.epoch) + 1;
     let mut olds = olds(job).await?;
+    let epoch = journal::last(&target).await?.map_or(0, |entry| entry.epoch) + 1;
     for old in &mut olds {
-        old.lead(options.timeout + cancel::LIMIT, false).await?;
+        old.lead(options.timeout + cancel::LIMIT, false, epoch - 1).await?;
     }
-    let Some(token) = olds.first().map(|old| old.token) else { return Ok(refused(Vec::new())) };
+    let token = olds.first().map_or(0, |old| old.token);
     journal::begin(&target, epoch, token).await?;
     model::failpoint!("cutover_begun");
-    let mut way = Way {
-        job,
-        epoch,
-        token,
-        until: Instant::now() + options.timeout,
-        last: Instant::now(),
-        closed: None,
-        lsn: None,
-        rest: verify::Rest::default(),
-    };
+    let mut way = Way::new(job, epoch, token, Instant::now() + options.timeout);
     let went = tokio::select! {
         biased;
         () = stop.cancelled() => Err(CutoverError::GivenUp("it was told to stop".to_owned())),
-        () = tokio::time::sleep_until(way.until) => Err(CutoverError::GivenUp(format!("it took longer than --timeout, {} s", options.timeout.as_secs()))),
+        () = tokio::time::sleep_until(way.until) => {
+            Err(CutoverError::GivenUp(format!("it took longer than --timeout, {} s", options.timeout.as_secs())))
+        }
         went = way.prepare(&target, &mut olds, &mut ear, &mut remainder) => went,
     };
     let went = match went {
         Ok(switch) => way.decide(&target, &switch).await,
         Err(error) => Err(error),
     };
-    let why = match went {
-        Ok(()) => None,
+    let target = match went {
+        Ok(()) => target,
         // Whoever leads now brings it to an end.
         Err(error @ CutoverError::Overtaken(_)) => return Err(error),
-        Err(error) => Some(Problem::from(error)),
-    };
-    if let Some(problem) = why {
-        tracing::warn!("giving up: {problem}");
-        target = match way.give_up(&mut olds, &problem.why).await? {
-            (State::Cancelled, target) => {
-                let entry = journal::last(&target).await?.filter(|entry| entry.epoch == epoch);
-                let mut report = match entry {
-                    Some(entry) => report(&target, &entry, Outcome::Cancelled).await?,
-                    None => Report::new(Outcome::Cancelled),
-                };
-                report.why = Some(format!("{}: {}; {}", problem.what, problem.why, problem.next));
-                return Ok(report);
+        Err(error) => {
+            let problem = Problem::from(error);
+            warn!("giving up: {problem}");
+            // What it has under way there is over with it.
+            drop(target);
+            match give_up(job, &mut olds, epoch, &problem.why).await {
+                Ok((State::Cancelled, target)) => {
+                    let why = Some(format!("{}: {}; {}", problem.what, problem.why, problem.next));
+                    return Ok(Report { why, ..report::of(&target, epoch, Outcome::Cancelled).await? });
+                }
+                // It was decided after all.
+                Ok((_, target)) => target,
+                Err(CutoverError::Stop(problem)) if problem.code == Code::OutcomeUnknown => {
+                    let why = Some(format!("{}: {}; {}", problem.what, problem.why, problem.next));
+                    return Ok(Report { epoch, why, ..Report::new(Outcome::Unknown) });
+                }
+                Err(error) => return Err(error),
             }
-            // It was decided after all.
-            (_, target) => target,
-        };
+        }
+    };
+    let report = forward::roll(job, &target, &olds, epoch, token).await?;
+    Ok(Report {
+        rechecked: way.rest.rows,
+        left_out: way.rest.left_out.iter().map(TableName::to_string).collect(),
+        sequences_left: way.sequences_left,
+        ..report
+    })
+}
+
+/// Looks, compares, and opens what is needed. If that is all there is to do, says how it ended.
+async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, Box<Report>>, CutoverError> {
+    let done = |report: Report| Ok(Err(Box::new(report)));
+    let target = target(job).await?;
+    if let Some(report) = earlier(job, options, &target).await? {
+        return done(report);
     }
-    let mut report = roll_forward(job, &target, &olds, epoch).await?;
-    report.rechecked = way.rest.rows;
-    report.left_out = way.rest.left_out.iter().map(TableName::to_string).collect();
-    Ok(report)
+    let found = refusals::find(job, options, &target).await?;
+    if !found.is_empty() {
+        return done(Report { refused: found, ..Report::new(Outcome::Refused) });
+    }
+    let mut ear = Ear::open(&job.verify.target).await?;
+    let mut remainder = None;
+    for _ in 0..ROUNDS {
+        near(job, &mut ear).await?;
+        info!("comparing what was touched since the tables were compared");
+        let recheck = verify::Options { recheck: true, ..verify::Options::default() };
+        let compared = verify::run(&job.verify, &recheck, &()).await?;
+        if compared.verdict != verify::Verdict::Equal {
+            let other = compared.tables.iter().find(|table| table.verdict != verify::Verdict::Equal);
+            let table = other.map_or("a table", |table| table.table.as_str());
+            let text = format!("table {table} is {}: `crossfade verify` shows the rows", compared.verdict.as_str());
+            return done(refused("verify_different", text));
+        }
+        let ready = remainder.insert(verify::Remainder::prepare(&job.verify).await?);
+        if ready.rows() <= FEW {
+            break;
+        }
+    }
+    let Some(mut remainder) = remainder else { return done(Report::new(Outcome::Refused)) };
+    if options.dry_run {
+        let begun = Instant::now();
+        for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
+            ear.echo(&source.name, &pg::connect(endpoint, "cutover").await?).await?;
+        }
+        // While others write there is no comparing; reading up to now is what takes time.
+        remainder.read_on().await?;
+        return done(Report { write_gap_ms: Some(report::milliseconds(begun)), ..Report::new(Outcome::Possible) });
+    }
+    Ok(Ok(Ready { target, remainder, ear }))
+}
+
+/// Waits until the target is so close behind that nobody has to wait long for it, once the source is closed.
+async fn near(job: &Job, ear: &mut Ear) -> Result<(), CutoverError> {
+    let begun = Instant::now();
+    for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
+        let session = pg::connect(endpoint, "cutover").await?;
+        loop {
+            let asked = Instant::now();
+            ear.echo(&source.name, &session).await?;
+            if asked.elapsed() <= if begun.elapsed() < HOPE { NEAR } else { NEAR_ENOUGH } {
+                break;
+            }
+            info!(source = source.name, "the target is {} ms behind; waiting for it", asked.elapsed().as_millis());
+        }
+    }
+    Ok(())
 }
 
 /// Brings to its end what an earlier process has left. Says how, if that is all there is to do.
 async fn earlier(job: &Job, options: &Options, target: &Session) -> Result<Option<Report>, CutoverError> {
+    let plan = &job.verify.plan;
     let last = if journal::exists(target).await? { journal::last(target).await? } else { None };
-    let Some(entry) = last else { return Ok(None) };
-    let routed = |entry: &Entry| {
+    let decided = last.as_ref().is_some_and(|entry| entry.state > State::Cancelled);
+    if let Some(entry) = last.as_ref().filter(|entry| entry.state == State::Routed) {
         let text = format!("it is done: the target is the writable side since epoch {}", entry.epoch);
-        refused(vec![Refusal { code: "already", text }])
-    };
-    if entry.state == State::Routed {
-        return Ok(Some(routed(&entry)));
+        return Ok(Some(refused("already", text)));
     }
-    let mut olds = Vec::new();
-    for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
-        let session = pg::connect_read_only(endpoint, "cutover").await?;
-        if let Some(seconds) = old::look(&session, &source.name).await?.and_then(|line| line.led) {
+    for (source, endpoint) in plan.sources.iter().zip(&job.verify.sources) {
+        let looked = async {
+            let session = pg::connect_read_only(endpoint, "cutover").await?;
+            old::look(&session, &pg::fence::source(&plan.name, &source.name)).await
+        };
+        let line = match looked.await {
+            Ok(line) => line,
+            // Without it one can still go forward.
+            Err(error) if decided => {
+                warn!(source = source.name, "{error}");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(line) = line else { continue };
+        let known = last.as_ref().map_or(0, |entry| entry.epoch);
+        if line.epoch > known {
+            return Err(old::unknown(&source.name, line.epoch, known));
+        }
+        if let Some(seconds) = line.led {
             let text = format!(
                 "another `crossfade cutover` is at it, for {seconds:.0} s at most: wait for it, or `crossfade cutover --cancel`"
             );
-            return Ok(Some(refused(vec![Refusal { code: "running", text }])));
-        }
-        if !options.dry_run {
-            olds.push(Old::open(&job.verify.plan.name, &source.name, endpoint).await?);
+            return Ok(Some(refused("running", text)));
         }
     }
-    if entry.state > State::Cancelled {
-        if options.dry_run {
-            let text =
-                format!("epoch {} is decided and not at its end: `crossfade cutover` goes on with it", entry.epoch);
-            return Ok(Some(refused(vec![Refusal { code: "already", text }])));
-        }
-        for old in &mut olds {
-            old.lead(options.timeout, false).await?;
-        }
-        let token = olds.first().map_or(entry.token, |old| old.token);
-        journal::lead(target, entry.epoch, token).await?;
-        return Ok(Some(roll_forward(job, target, &olds, entry.epoch).await?));
-    }
+    let Some(entry) = last else { return Ok(None) };
     if options.dry_run {
-        return Ok(None);
+        let text = format!("epoch {} is decided and not at its end: `crossfade cutover` goes on with it", entry.epoch);
+        return Ok(decided.then(|| refused("already", text)));
     }
-    if entry.state.open() || closed(job, &olds).await? {
+    if decided {
+        return Ok(Some(forward_again(job, options, target, &entry).await?));
+    }
+    let mut olds = olds(job).await?;
+    if entry.state.undecided() || closed(&olds).await? {
         undo(&mut olds, target, entry.epoch, false, "the process that ran it is gone, or was out of time").await?;
     }
     Ok(None)
 }
 
-/// What a cutover would take now.
-async fn rehearsed(job: &Job, remainder: &mut verify::Remainder<'_>, ear: &mut Ear) -> Result<Report, CutoverError> {
-    let begun = Instant::now();
+/// Goes on where the process died that had decided; without sources that cannot be reached.
+async fn forward_again(job: &Job, options: &Options, target: &Session, entry: &Entry) -> Result<Report, CutoverError> {
+    let mut olds = Vec::new();
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
-        ear.echo(&source.name, &pg::connect(endpoint, "cutover").await?).await?;
+        let led = async {
+            let mut old = Old::open(&job.verify.plan.name, &source.name, endpoint).await?;
+            old.lead(options.timeout, false, entry.epoch).await?;
+            Ok(old)
+        };
+        match led.await {
+            Ok(old) => olds.push(old),
+            Err(error @ CutoverError::Overtaken(_)) => return Err(error),
+            Err(error) => warn!(source = source.name, "{error}"),
+        }
     }
-    // While others write there is no comparing; reading up to now is what takes time.
-    remainder.read_on().await?;
-    Ok(Report { write_gap_ms: Some(milliseconds(begun)), ..Report::new(Outcome::Possible) })
+    let first = job.verify.plan.sources.first();
+    let token = match olds.first().filter(|old| first.is_some_and(|source| source.name == old.name)) {
+        Some(old) => {
+            journal::lead(target, entry.epoch, old.token, true).await?;
+            old.token
+        }
+        None => entry.token,
+    };
+    forward::roll(job, target, &olds, entry.epoch, token).await
 }
 
-fn milliseconds(since: Instant) -> i64 {
-    since.elapsed().as_millis().try_into().unwrap_or(i64::MAX)
-}
-
-/// One epoch, up to its decision.
-struct Way<'a> {
-    job: &'a Job,
-    epoch: i64,
-    token: i64,
-    until: Instant,
-    /// When the last step was taken.
-    last: Instant,
-    /// When the first source was closed.
-    closed: Option<Instant>,
-    lsn: Option<String>,
-    rest: verify::Rest,
-}
-
-impl Way<'_> {
-    async fn step(&mut self, target: &Session, from: State, to: State) -> Result<(), CutoverError> {
-        let ms = milliseconds(self.last);
-        journal::step(target, self.epoch, self.token, from, to, ms).await?;
-        info!(epoch = self.epoch, ms, "{}", to.as_str());
-        self.last = Instant::now();
-        Ok(())
-    }
-
-    /// Everything up to the decision. Returns the statements that go with it.
-    async fn prepare(
-        &mut self,
-        target: &Session,
-        olds: &mut [Old],
-        ear: &mut Ear,
-        remainder: &mut verify::Remainder<'_>,
-    ) -> Result<String, CutoverError> {
-        let plan = &self.job.verify.plan;
-        let mut schemas = Vec::new();
-        for old in olds.iter_mut() {
-            let query = "SELECT schema, name FROM crossfade.tables WHERE source = $1::text ORDER BY 1, 2";
-            let rows = target.query(query, &[&old.name]).await?;
-            let tables: Vec<TableName> =
-                rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
-            schemas.extend(tables.iter().map(|table| table.schema.clone()));
-            old.prepare(self.epoch, tables, self.until).await?;
-        }
-        schemas.sort();
-        schemas.dedup();
-        model::failpoint!("fence_prepared");
-        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", "source").await?;
-        remainder.read_on().await?;
-        self.step(target, State::Begun, State::Fencing).await?;
-        model::failpoint!("cutover_fencing");
-        let why = format!("Plan {:?} is cut over to another database (epoch {}).", plan.name, self.epoch);
-        for old in olds.iter() {
-            old.close(self.epoch, &why, self.until).await?;
-            self.closed.get_or_insert_with(Instant::now);
-        }
-        self.step(target, State::Fencing, State::Fenced).await?;
-        model::failpoint!("cutover_fenced");
-        for old in olds.iter() {
-            let lsn = ear.drained(old).await?;
-            self.lsn.get_or_insert(lsn);
-        }
-        let lsn = self.lsn.clone().unwrap_or_default();
-        journal::note_lsn(target, self.epoch, self.token, &lsn).await?;
-        self.step(target, State::Fenced, State::Drained).await?;
-        model::failpoint!("cutover_drained");
-        self.rest = remainder.compare().await?;
-        self.judge()?;
-        let mut switch = String::new();
-        for old in olds.iter() {
-            let values = sequences::read(&old.session, &schemas, plan.cutover.sequence_margin).await?;
-            sequences::set(target, &values).await?;
-            model::failpoint!("sequences_set");
-            if plan.target.schema == plan::SchemaMode::Clone {
-                switch += &triggers::switch(&old.session, target, &schemas).await?;
-            }
-        }
-        self.hook(target, "drained", plan.cutover.hooks.drained.as_deref(), "drained", "none").await?;
-        self.step(target, State::Drained, State::Prepared).await?;
-        model::failpoint!("cutover_prepared");
-        Ok(switch)
-    }
-
-    /// What was compared while both sides stood still.
-    fn judge(&self) -> Result<(), CutoverError> {
-        if let Some((table, why)) = self.rest.drifted.first() {
-            return Err(CutoverError::GivenUp(format!("table {table}: {why}")));
-        }
-        match self.rest.different.first() {
-            None => Ok(()),
-            Some((_, table, _)) => Err(CutoverError::GivenUp(format!(
-                "{} rows that were just written are not the same on both sides, the first in table {table}: `crossfade verify` shows them",
-                self.rest.different.len()
-            ))),
-        }
-    }
-
-    async fn hook(
-        &self,
-        target: &Session,
-        name: &str,
-        command: Option<&str>,
-        phase: &str,
-        writable: &str,
-    ) -> Result<(), CutoverError> {
-        let lsn = self.lsn.clone().unwrap_or_default();
-        hook(self.job, target, self.epoch, name, command, &lsn, phase, writable).await
-    }
-
-    /// The decision: one transaction of the target.
-    async fn decide(&mut self, target: &Session, switch: &str) -> Result<(), CutoverError> {
-        target.batch_execute("BEGIN; SET LOCAL lock_timeout = '2s'").await?;
-        let ms = milliseconds(self.last);
-        journal::step(target, self.epoch, self.token, State::Prepared, State::Committed, ms).await?;
-        // Nothing that apply has under way lands behind this.
-        target
-            .batch_execute(&format!(
-                "UPDATE crossfade.lease SET token = token + 1, worker = NULL, pid = NULL, backend_start = NULL, taken_from = NULL; {switch}"
-            ))
-            .await?;
-        let opened = "UPDATE crossfade.fence SET opened = $2, epoch = $2 WHERE side = $1::text AND opened < closed";
-        if target.execute(opened, &[&apply::TARGET, &self.epoch]).await? != 1 {
-            return Err(CutoverError::GivenUp("the target's fence has lost its state, or is open already".to_owned()));
-        }
-        model::failpoint!("decision_written");
-        target.batch_execute("COMMIT").await?;
-        let gap = self.closed.map(milliseconds);
-        model::failpoint!("decision_committed");
-        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the target is the writable side");
-        let query = "UPDATE crossfade.journal SET write_gap_ms = $2 WHERE epoch = $1";
-        target.execute(query, &[&self.epoch, &gap]).await?;
-        Ok(())
-    }
-
-    /// Cancels it, if it is not decided after all. Says what it is, with a session to go on with.
-    async fn give_up(&self, olds: &mut [Old], why: &str) -> Result<(State, Session), CutoverError> {
-        let begun = Instant::now();
-        loop {
-            let ended = async {
-                // What is under way in the sessions from before comes to nothing, or has its effect before this.
-                for old in olds.iter_mut() {
-                    old.again().await?;
-                }
-                let target = pg::connect(&self.job.verify.target, "cutover").await?;
-                Ok((undo(olds, &target, self.epoch, false, why).await?, target))
-            };
-            let error: CutoverError = match ended.await {
-                Ok(ended) => return Ok(ended),
-                Err(error @ (CutoverError::Overtaken(_) | CutoverError::Stop(_) | CutoverError::GivenUp(_))) => {
-                    return Err(error);
-                }
-                Err(error) => error,
-            };
-            if begun.elapsed() > UNKNOWN {
-                return Err(Problem::new(
-                    Code::OutcomeUnknown,
-                    format!("epoch {} of plan {:?}", self.epoch, self.job.verify.plan.name),
-                    format!("{error}; the source stays closed, for the target may have been opened"),
-                    "bring source and target back: any process of the plan then cancels it or finds it committed; or `crossfade cutover` again",
-                )
-                .into());
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-    }
-}
-
-#[allow(clippy::too_many_arguments)]
-async fn hook(
-    job: &Job,
-    target: &Session,
-    epoch: i64,
-    name: &str,
-    command: Option<&str>,
-    lsn: &str,
-    phase: &str,
-    writable: &str,
-) -> Result<(), CutoverError> {
-    let Some(command) = command else { return Ok(()) };
-    let plan = &job.verify.plan;
+/// Cancels it, if it is not decided after all. Says what it is, with a session to go on with.
+async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(State, Session), CutoverError> {
     let begun = Instant::now();
-    let told = hooks::Told { plan: &plan.name, epoch, phase, lsn, writable };
-    let output = hooks::run(name, command, plan.cutover.hook_timeout, &told).await?;
-    info!(epoch, hook = name, "ran in {} ms", begun.elapsed().as_millis());
-    journal::note(target, epoch, &format!("hook {name}"), milliseconds(begun), &output).await
-}
-
-/// From the decision on.
-async fn roll_forward(job: &Job, target: &Session, olds: &[Old], epoch: i64) -> Result<Report, CutoverError> {
-    let plan = &job.verify.plan;
-    for old in olds {
-        let why = format!("Plan {:?} was cut over to another database (epoch {epoch}): write there.", plan.name);
-        old.tell(&why).await?;
+    loop {
+        let ended = async {
+            // What is under way in the sessions from before comes to nothing, or has its effect before this.
+            for old in olds.iter_mut() {
+                old.again().await?;
+            }
+            let target = pg::connect(&job.verify.target, "cutover").await?;
+            Ok((undo(olds, &target, epoch, false, why).await?, target))
+        };
+        let error = match tokio::time::timeout(UNKNOWN, ended).await {
+            Ok(Ok(ended)) => return Ok(ended),
+            Ok(Err(CutoverError::Pg(error))) => error.to_string(),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => format!("no answer within {} s", UNKNOWN.as_secs()),
+        };
+        if begun.elapsed() > UNKNOWN {
+            return Err(Problem::new(
+                Code::OutcomeUnknown,
+                format!("epoch {epoch} of plan {:?}", job.verify.plan.name),
+                format!("{error}; the source stays closed, for the target may have been opened"),
+                "bring source and target back: any process of the plan then cancels it or finds it committed; or `crossfade cutover` again",
+            )
+            .into());
+        }
+        tokio::time::sleep(AGAIN).await;
     }
-    let token = olds.first().map_or(0, |old| old.token);
-    let lsn = journal::last(target).await?.and_then(|entry| entry.lsn).unwrap_or_default();
-    let begun = Instant::now();
-    let [route, after] = [&plan.cutover.hooks.route, &plan.cutover.hooks.after].map(Option::as_deref);
-    hook(job, target, epoch, "route", route, &lsn, "committed", "target").await?;
-    model::failpoint!("application_routed");
-    journal::step(target, epoch, token, State::Committed, State::Routed, milliseconds(begun)).await?;
-    model::failpoint!("cutover_routed");
-    hook(job, target, epoch, "after", after, &lsn, "routed", "target").await?;
-    for old in olds {
-        old.release().await?;
-    }
-    let entry = journal::last(target).await?.filter(|entry| entry.epoch == epoch);
-    match entry {
-        Some(entry) => report(target, &entry, Outcome::Committed).await,
-        None => Err(CutoverError::Overtaken("the journal has lost this epoch".to_owned())),
-    }
-}
-
-/// What the journal says of an epoch.
-async fn report(target: &Session, entry: &Entry, outcome: Outcome) -> Result<Report, CutoverError> {
-    let rows = target
-        .query(
-            "SELECT step, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), ms FROM crossfade.journal_step WHERE epoch = $1 ORDER BY at",
-            &[&entry.epoch],
-        )
-        .await?;
-    let phases = rows.iter().map(|row| Phase { phase: row.get(0), at: row.get(1), ms: row.get(2) }).collect();
-    Ok(Report {
-        epoch: entry.epoch,
-        lsn: entry.lsn.clone(),
-        write_gap_ms: entry.write_gap_ms,
-        phases,
-        why: entry.why.clone(),
-        ..Report::new(outcome)
-    })
 }

@@ -20,7 +20,7 @@ struct Firing {
 const FIRING: &str = "
     SELECT n.nspname::text, c.relname::text, 'TRIGGER', t.tgname::text, t.tgenabled::text FROM pg_trigger t
       JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE NOT t.tgisinternal AND t.tgname <> $2::text::name AND n.nspname = ANY ($1)
+     WHERE NOT t.tgisinternal AND NOT starts_with(t.tgname::text, $2::text) AND n.nspname = ANY ($1)
     UNION ALL
     SELECT n.nspname::text, c.relname::text, 'RULE', r.rulename::text, r.ev_enabled::text FROM pg_rewrite r
       JOIN pg_class c ON c.oid = r.ev_class JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -31,7 +31,7 @@ const FIRING: &str = "
     ORDER BY 1, 2, 3, 4";
 
 async fn firing(session: &Session, schemas: &[String]) -> Result<Vec<Firing>, CutoverError> {
-    let rows = session.query(FIRING, &[&schemas, &pg::fence::TRIGGER]).await?;
+    let rows = session.query(FIRING, &[&schemas, &pg::fence::TRIGGERS]).await?;
     let one = |row: &tokio_postgres::Row| Firing {
         table: row.get::<_, Option<String>>(0).map(|schema| TableName::new(schema, row.get::<_, String>(1)).quoted()),
         kind: row.get(2),

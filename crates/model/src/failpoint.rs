@@ -199,10 +199,10 @@ names! {
     "drain_marker_emitted",
     /// The journal says that the target has everything.
     "cutover_drained",
-    /// The target's sequences are where the source's are.
-    "sequences_set",
     /// The journal is ready for the decision.
     "cutover_prepared",
+    /// The target's sequences are where the source's are; an open transaction is about to decide.
+    "sequences_set",
     /// The decision is written, in an open transaction.
     "decision_written",
 

@@ -10,6 +10,7 @@
 
 mod backoff;
 mod change;
+mod count;
 pub mod failpoint;
 mod lsn;
 mod name;
@@ -24,6 +25,7 @@ mod xid;
 
 pub use backoff::Backoff;
 pub use change::{Change, Marker, MarkerKind, Old, Part};
+pub use count::count;
 pub use lsn::{Lsn, ParseLsnError};
 pub use name::TableName;
 pub use problem::{Code, Finding, Problem, Severity};

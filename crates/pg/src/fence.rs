@@ -5,11 +5,31 @@
 //! snapshot, to which the side still is open. (Postgres manual, "Overview of Trigger Behavior": a statement trigger of a partitioned table does not fire for
 //! statements that name its partitions, so each of them has its own.)
 
+use std::time::Duration;
+
 use model::{TableName, quote};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-/// The name of the triggers, on every table.
-pub const TRIGGER: &str = "crossfade_fence";
+/// What the names of the triggers begin with, on every table; the plan's name follows.
+pub const TRIGGERS: &str = "crossfade_fence_";
+
+/// The target of a plan, as the fence names it.
+#[must_use]
+pub fn target(plan: &str) -> String {
+    format!("{plan} target")
+}
+
+/// A source of a plan, as the fence names it.
+#[must_use]
+pub fn source(plan: &str, source: &str) -> String {
+    format!("{plan} source {source}")
+}
+
+/// The name of a side's triggers: one database may be the target of one plan and a source of another.
+fn trigger(side: &str) -> String {
+    quote::ident(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()))
+}
 
 /// The epoch that a side's triggers carry before the first one: it is open to nobody until a cutover opens it.
 pub const FROM_THE_START: i64 = 1;
@@ -19,8 +39,7 @@ CREATE SCHEMA IF NOT EXISTS crossfade;
 
 -- A line for each side of a migration that this database is: writes are refused while closed > opened.
 CREATE TABLE IF NOT EXISTS crossfade.fence (
-    side text PRIMARY KEY,                      -- 'target', or 'source' and its name in the plan
-    plan text NOT NULL,
+    side text PRIMARY KEY,                      -- the plan's name, and 'target', or 'source' and its name there
     epoch bigint NOT NULL DEFAULT 0,            -- of the last cutover or rollback that has taken the lead here
     token bigint NOT NULL DEFAULT 0,            -- counts up with each process that takes the lead
     closed bigint NOT NULL DEFAULT 0,           -- for which epoch its triggers were enabled
@@ -62,7 +81,7 @@ const CREATE_LOCK: i64 = 0x63_66_66_65;
 ///
 /// # Errors
 /// The database.
-pub async fn create(client: &Client, plan: &str, side: &str, closed: i64, why: &str) -> Result<(), Error> {
+pub async fn create(client: &Client, side: &str, closed: i64, why: &str) -> Result<(), Error> {
     client
         .batch_execute(&format!(
             "SELECT pg_advisory_xact_lock({CREATE_LOCK}); SET LOCAL client_min_messages = warning; {DDL}"
@@ -70,14 +89,14 @@ pub async fn create(client: &Client, plan: &str, side: &str, closed: i64, why: &
         .await?;
     client
         .execute(
-            "INSERT INTO crossfade.fence (side, plan, closed, why) VALUES ($1::text, $2::text, $3, $4::text) ON CONFLICT DO NOTHING",
-            &[&side, &plan, &closed, &why],
+            "INSERT INTO crossfade.fence (side, closed, why) VALUES ($1::text, $2, $3::text) ON CONFLICT DO NOTHING",
+            &[&side, &closed, &why],
         )
         .await?;
     Ok(())
 }
 
-/// These tables, and the partitioned ones that they are partitions of, quoted: all that a write to their rows can name. Those that do not exist are left out.
+/// These tables, and those that they are partitions of or inherit from, quoted: all that a write to their rows can name. Those that do not exist are left out.
 ///
 /// # Errors
 /// The database.
@@ -85,14 +104,14 @@ pub async fn relations(client: &Client, tables: &[TableName]) -> Result<Vec<Stri
     among(client, tables, "").await
 }
 
-/// The same, without those that have such a trigger.
+/// The same, without those that have a trigger of this side.
 ///
 /// # Errors
 /// The database.
-pub async fn bare(client: &Client, tables: &[TableName]) -> Result<Vec<String>, Error> {
+pub async fn bare(client: &Client, side: &str, tables: &[TableName]) -> Result<Vec<String>, Error> {
     let none = format!(
         "WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = up.oid AND t.tgname = {})",
-        quote::literal(TRIGGER)
+        quote::literal(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()))
     );
     among(client, tables, &none).await
 }
@@ -103,7 +122,7 @@ async fn among(client: &Client, tables: &[TableName], condition: &str) -> Result
         .query(
             &format!("WITH RECURSIVE up AS (
                SELECT to_regclass(name)::oid AS oid FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL
-               UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid JOIN pg_class p ON p.oid = i.inhparent AND p.relkind = 'p')
+               UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
              SELECT n.nspname::text, c.relname::text FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace {condition} ORDER BY 1, 2"),
             &[&names],
         )
@@ -117,13 +136,14 @@ async fn among(client: &Client, tables: &[TableName], condition: &str) -> Result
 pub fn enclose(relations: &[String], side: &str, epoch: i64, idle: bool) -> String {
     let one = |relation: &String| {
         let made = format!(
-            "CREATE OR REPLACE TRIGGER {TRIGGER} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {relation}
+            "CREATE OR REPLACE TRIGGER {} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {relation}
              FOR EACH STATEMENT EXECUTE FUNCTION crossfade.refuse_write({}, {});",
+            trigger(side),
             quote::literal(side),
             quote::literal(&epoch.to_string())
         );
         match idle {
-            true => format!("{made} ALTER TABLE {relation} DISABLE TRIGGER {TRIGGER};"),
+            true => format!("{made} ALTER TABLE {relation} DISABLE TRIGGER {};", trigger(side)),
             false => made,
         }
     };
@@ -132,20 +152,47 @@ pub fn enclose(relations: &[String], side: &str, epoch: i64, idle: bool) -> Stri
 
 /// From the end of the transaction on these refuse every role's writes, those of sessions in `replica` role as well.
 #[must_use]
-pub fn close(relations: &[String]) -> String {
-    relations.iter().map(|relation| format!("ALTER TABLE {relation} ENABLE ALWAYS TRIGGER {TRIGGER};")).collect()
+pub fn close(relations: &[String], side: &str) -> String {
+    let trigger = trigger(side);
+    relations.iter().map(|relation| format!("ALTER TABLE {relation} ENABLE ALWAYS TRIGGER {trigger};")).collect()
 }
 
 /// Lets the triggers rest of a side that is open.
 #[must_use]
-pub fn rest(relations: &[String]) -> String {
-    relations.iter().map(|relation| format!("ALTER TABLE {relation} DISABLE TRIGGER {TRIGGER};")).collect()
+pub fn rest(relations: &[String], side: &str) -> String {
+    let trigger = trigger(side);
+    relations.iter().map(|relation| format!("ALTER TABLE {relation} DISABLE TRIGGER {trigger};")).collect()
 }
 
-/// Takes the trigger off a relation.
-#[must_use]
-pub fn remove(relation: &str) -> String {
-    format!("DROP TRIGGER IF EXISTS {TRIGGER} ON {relation}")
+/// How long the lock may be waited for that taking a trigger off needs: readers and writers queue behind it.
+const LOCK: Duration = Duration::from_millis(500);
+
+/// Between two tries, and how many there are.
+const BREATH: Duration = Duration::from_millis(200);
+const TRIES: u32 = 50;
+
+/// Takes a side's triggers off, one by one.
+///
+/// # Errors
+/// The database; also where somebody holds a table for so long that its lock was not to be had.
+pub async fn remove(client: &Client, side: &str) -> Result<(), Error> {
+    for relation in enclosed(client, side).await? {
+        let statement = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS {} ON {relation}; COMMIT",
+            LOCK.as_millis(),
+            trigger(side)
+        );
+        let mut tries = 0;
+        while let Err(error) = client.batch_execute(&statement).await {
+            client.batch_execute("ROLLBACK").await?;
+            tries += 1;
+            if tries >= TRIES || error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+                return Err(error);
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+    }
+    Ok(())
 }
 
 /// Lets this session write whatever the fence says; where there is no fence, nothing is to be done. Forgets sessions that are gone.
@@ -175,10 +222,25 @@ pub async fn enclosed(client: &Client, side: &str) -> Result<Vec<String>, Error>
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE t.tgname = $1::text::name AND NOT t.tgisinternal AND t.tgparentid = 0
+              WHERE starts_with(t.tgname::text, $1::text) AND NOT t.tgisinternal
                 AND position(convert_to($2::text, 'UTF8') || '\\000'::bytea IN t.tgargs) = 1 ORDER BY 1, 2",
-            &[&TRIGGER, &side],
+            &[&TRIGGERS, &side],
         )
         .await?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).quoted()).collect())
+}
+
+/// Whether all of these relations refuse every role's writes: none of their triggers was disabled, or enabled otherwise, by somebody else.
+///
+/// # Errors
+/// The database.
+pub async fn holds(client: &Client, relations: &[String], side: &str) -> Result<bool, Error> {
+    let row = client
+        .query_one(
+            "SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = ANY ($1::text[]::regclass[]::oid[]) AND t.tgenabled = 'A' AND starts_with(t.tgname::text, $2::text)
+                AND position(convert_to($3::text, 'UTF8') || '\\000'::bytea IN t.tgargs) = 1",
+            &[&relations, &TRIGGERS, &side],
+        )
+        .await?;
+    Ok(row.get::<_, i64>(0) == relations.len() as i64)
 }

@@ -192,7 +192,9 @@ fn apply_down(target: &TargetNow) -> Option<Warning> {
 async fn look_at_source(link: &mut Link, plan: &Plan, source: &Source) -> Result<SourceNow, PgError> {
     let slot = capture::slot_name(&plan.name, &source.name);
     let place = link.endpoint.describe();
-    source::look(link.session().await?, &source.name, &slot).await.map_err(|error| error.at(&place))
+    source::look(link.session().await?, &pg::fence::source(&plan.name, &source.name), &slot)
+        .await
+        .map_err(|error| error.at(&place))
 }
 
 async fn look_at_target(link: &mut Link, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {

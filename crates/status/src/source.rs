@@ -26,8 +26,8 @@ pub(crate) struct SourceNow {
 }
 
 /// Asks it, and gives a running capture the moment that it needs to get to where the WAL ended at the beginning of this.
-pub(crate) async fn look(session: &Session, source: &str, slot: &str) -> Result<SourceNow, PgError> {
-    let closed = closed(session, source).await?;
+pub(crate) async fn look(session: &Session, side: &str, slot: &str) -> Result<SourceNow, PgError> {
+    let closed = closed(session, side).await?;
     let lsn = pg::catalog::wal_position(session).await?;
     let begun = tokio::time::Instant::now();
     loop {
@@ -49,12 +49,12 @@ pub(crate) async fn look(session: &Session, source: &str, slot: &str) -> Result<
     }
 }
 
-async fn closed(session: &Session, source: &str) -> Result<bool, PgError> {
+async fn closed(session: &Session, side: &str) -> Result<bool, PgError> {
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(false);
     }
-    let query = "SELECT closed > opened FROM crossfade.fence WHERE side = 'source ' || $1::text";
-    Ok(session.query_opt(query, &[&source]).await?.is_some_and(|row| row.get(0)))
+    let query = "SELECT closed > opened FROM crossfade.fence WHERE side = $1::text";
+    Ok(session.query_opt(query, &[&side]).await?.is_some_and(|row| row.get(0)))
 }
 
 /// The source's clock, in microseconds since 1970: commit times are its own.

@@ -127,7 +127,8 @@ async fn open(session: &Session) -> Result<bool, PgError> {
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(false);
     }
-    let query = "SELECT opened >= closed FROM crossfade.fence WHERE side = 'target'";
+    let query =
+        "SELECT f.opened >= f.closed FROM crossfade.fence f, crossfade.plan p WHERE f.side = p.name || ' target'";
     Ok(session.query_opt(query, &[]).await?.is_some_and(|row| row.get(0)))
 }
 

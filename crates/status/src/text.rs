@@ -1,5 +1,7 @@
 use std::fmt::Write as _;
 
+use ::model::count;
+
 use crate::model::{Lag, Status, TableState, Unfinished, Verified};
 
 /// The status for a terminal.
@@ -48,10 +50,15 @@ pub(crate) fn head(out: &mut String, status: &Status) -> std::fmt::Result {
     }
     let apply = &status.apply;
     let (worker, time) = (apply.worker.as_deref().unwrap_or("nobody"), apply.commit_time.as_deref().unwrap_or("never"));
-    writeln!(out, "apply: {worker}, {} transactions, {} rows, last commit {time}", apply.transactions, apply.rows)?;
+    writeln!(
+        out,
+        "apply: {worker}, {}, {}, last commit {time}",
+        count(apply.transactions, "transaction"),
+        count(apply.rows, "row")
+    )?;
     let log = &status.log;
     if let (Some(url), Some(bytes), Some(messages)) = (&log.url, log.bytes, log.messages) {
-        writeln!(out, "log {url}: {} in {messages} messages", size(bytes))?;
+        writeln!(out, "log {url}: {} in {}", size(bytes), count(messages, "message"))?;
     }
     if let Some(verify) = &status.verify {
         verified(out, verify)?;
@@ -92,10 +99,11 @@ fn verified(out: &mut String, verify: &Verified) -> std::fmt::Result {
     }
     let Some(Unfinished { running, recheck, parts, done, .. }) = &verify.unfinished else { return Ok(()) };
     match (running, recheck) {
-        (true, _) => writeln!(out, "  a comparison is under way: {done} of {parts} parts are done"),
+        (true, _) => writeln!(out, "  a comparison is under way: {done} of {} done", are(*parts)),
         (false, false) => writeln!(
             out,
-            "  the last comparison was cut off: {done} of {parts} parts are done; `crossfade verify --resume` goes on with it"
+            "  the last comparison was cut off: {done} of {} done; `crossfade verify --resume` goes on with it",
+            are(*parts)
         ),
         (false, true) => {
             writeln!(out, "  the last comparison was cut off: `crossfade verify --recheck` begins it again")
@@ -106,6 +114,10 @@ fn verified(out: &mut String, verify: &Verified) -> std::fmt::Result {
 /// What an error tells of a row must not steer the terminal.
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
+}
+
+fn are(parts: u64) -> String {
+    format!("{} {}", count(parts, "part"), if parts == 1 { "is" } else { "are" })
 }
 
 /// In the largest unit that there are two of.
@@ -122,9 +134,9 @@ fn lag(lag: &Lag) -> String {
         return "none".to_owned();
     }
     format!(
-        "{} s, {} transactions, {}",
+        "{} s, {}, {}",
         known(lag.seconds.map(|seconds| format!("{seconds:.1}"))),
-        known(lag.transactions.map(|count| count.to_string())),
+        lag.transactions.map_or("? transactions".to_owned(), |number| count(number, "transaction")),
         known(lag.bytes.map(size))
     )
 }

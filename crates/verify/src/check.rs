@@ -14,7 +14,7 @@ mod same;
 mod spread;
 mod tenant;
 
-use model::Problem;
+use model::{Problem, count};
 use plan::{Asks, Check, CheckSeverity, Fix};
 
 pub use databases::Databases;
@@ -193,7 +193,7 @@ async fn fixed(
             fixing.rows += rows;
             return Found::default();
         }
-        Ok(Fixed::No(left)) => format!("behind it the check still finds {} rows", left.count),
+        Ok(Fixed::No(left)) => format!("behind it the check still finds {}", count(left.count, "row")),
         Err(problem) => problem.why,
     };
     fixing.rolled_back.get_or_insert(why);

@@ -157,12 +157,16 @@ impl<'a> Comparison<'a> {
         if !known.is_empty() {
             return Ok(known.into_iter().filter(|(_, done)| !done).map(|(part, _)| part).collect());
         }
-        let parts = match (few, self.sample) {
-            (true, _) => vec![parts::touched(pair)],
-            (false, None) => parts::divide(source, pair).await?,
-            (false, Some(percent)) => parts::sample(parts::divide(source, pair).await?, percent),
+        let all = match few {
+            true => vec![parts::touched(pair)],
+            false => parts::divide(source, pair).await?,
         };
-        state::add(&notes, self.id, name, &parts).await?;
+        let divided = all.len();
+        let parts = match self.sample {
+            Some(percent) => parts::sample(all, percent),
+            None => all,
+        };
+        state::add(&notes, self.id, name, &parts, divided).await?;
         Ok(parts)
     }
 
@@ -259,6 +263,8 @@ impl<'a> Comparison<'a> {
             why,
             lsn: found.lsn,
             rows: found.rows,
+            parts: (found.parts - found.open).unsigned_abs(),
+            parts_of: found.divided.unsigned_abs(),
             missing: found.missing.unsigned_abs(),
             extra: found.extra.unsigned_abs(),
             different: found.different.unsigned_abs(),

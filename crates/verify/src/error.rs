@@ -52,6 +52,11 @@ impl From<capture::CaptureError> for VerifyError {
 }
 
 impl VerifyError {
+    /// The victim of a deadlock.
+    pub fn deadlock(&self) -> bool {
+        matches!(self, VerifyError::Pg(error) if error.sqlstate() == Some("40P01"))
+    }
+
     /// Whether trying again, after a while, can help.
     pub fn retry(&self) -> bool {
         match self {

@@ -94,6 +94,15 @@ impl<'a> Remainder<'a> {
         Ok(Remainder { sources })
     }
 
+    /// How many rows are to be compared, of tables where that is known.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        let of = |origin: &Origin<'_>| -> usize {
+            origin.pairs.iter().filter_map(|pair| origin.touched.keys(&pair.table)).map(BTreeSet::len).sum()
+        };
+        self.sources.iter().map(of).sum()
+    }
+
     /// Reads the log as far as the target is, so that little is left.
     ///
     /// # Errors
@@ -104,6 +113,18 @@ impl<'a> Remainder<'a> {
             origin.touched.until(now).await?;
         }
         Ok(())
+    }
+
+    /// The tables that are not what they were when they were copied, and why.
+    ///
+    /// # Errors
+    /// A source.
+    pub async fn drifted(&self) -> Result<Vec<(TableName, String)>, Problem> {
+        let mut rest = Rest::default();
+        for origin in &self.sources {
+            origin.drift(&mut rest).await?;
+        }
+        Ok(rest.drifted)
     }
 
     /// Compares. Nobody may write to either side from before this until its end, and the target must have everything.
@@ -141,7 +162,7 @@ impl Origin<'_> {
     async fn drift(&self, rest: &mut Rest) -> Result<(), VerifyError> {
         let now: BTreeMap<TableName, catalog::Table> =
             catalog::tables(&self.source.leader).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
-        let known: BTreeSet<&TableName> = self.known.iter().map(|table| &table.name).collect();
+        let compared: BTreeSet<&TableName> = self.pairs.iter().flat_map(|pair| &pair.sources).collect();
         let selects = |table: &catalog::Table| {
             self.plan.tables.selects(&table.name)
                 || table.root.as_ref().is_some_and(|root| self.plan.tables.selects(root))
@@ -156,9 +177,10 @@ impl Origin<'_> {
                 Some(_) => {}
             }
         }
-        let new = now.values().filter(|table| selects(table) && !known.contains(&table.name));
-        rest.drifted
-            .extend(new.map(|table| (table.name.clone(), "the plan selects it, and it has just been made".to_owned())));
+        let new = now.values().filter(|table| selects(table) && !compared.contains(&table.name));
+        rest.drifted.extend(new.map(|table| {
+            (table.name.clone(), "the plan selects it, and it is not among the tables that were compared".to_owned())
+        }));
         Ok(())
     }
 
@@ -184,7 +206,7 @@ impl Origin<'_> {
     }
 
     async fn whole(&self, pair: &Pair, rest: &mut Rest) -> Result<(), VerifyError> {
-        let query = "SELECT coalesce(pg_table_size(to_regclass($1::text)), 0)";
+        let query = "SELECT coalesce(sum(pg_table_size(relid)), 0)::int8 FROM (SELECT to_regclass($1::text)::oid AS relid UNION SELECT relid FROM pg_partition_tree(to_regclass($1::text))) t";
         let size: i64 = self.target.leader.query_one(query, &[&pair.table.quoted()]).await?.get(0);
         if size > WHOLE {
             rest.left_out.push(pair.table.clone());

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use model::count;
 use serde::{Deserialize, Serialize};
 
 use crate::pair::Pair;
@@ -47,6 +48,10 @@ pub struct TableReport {
     pub lsn: String,
     /// Compared, as the source has them.
     pub rows: i64,
+    /// Parts of it that were compared.
+    pub parts: u64,
+    /// Parts that it has; more than were compared with `sample`.
+    pub parts_of: u64,
     /// Rows that only the source has.
     pub missing: u64,
     /// Rows that only the target has.
@@ -216,10 +221,10 @@ pub fn text(report: &Report) -> String {
     let mut text = String::new();
     for table in &report.tables {
         text += &format!(
-            "{:<12} {}  {} rows, {} rechecked, as of {}\n",
+            "{:<12} {}  {}, {} rechecked, as of {}\n",
             table.verdict.as_str(),
             table.table,
-            table.rows,
+            count(table.rows.unsigned_abs(), "row"),
             table.rechecked,
             table.lsn
         );
@@ -238,12 +243,15 @@ pub fn text(report: &Report) -> String {
             text += &format!("             {}\n", line(sample).replace(char::is_control, " "));
         }
     }
-    let sample = report.sample.map(|sample| format!(", a sample of {sample} %")).unwrap_or_default();
+    let parts = |of: fn(&TableReport) -> u64| report.tables.iter().map(of).sum::<u64>();
+    let (compared, all) = (parts(|table| table.parts), parts(|table| table.parts_of));
+    let sample = report.sample.map(|sample| format!(", a sample of {sample} %: {compared} of {}", count(all, "part")));
     text + &format!(
-        "{}: {} tables in {:.1} s{sample}; the tail was held for {} ms at most\n",
+        "{}: {} in {:.1} s{}; the tail was held for {} ms at most\n",
         report.verdict.as_str(),
-        report.tables.len(),
+        count(report.tables.len() as u64, "table"),
         report.seconds,
+        sample.unwrap_or_default(),
         report.held_ms
     )
 }

@@ -39,6 +39,9 @@ pub struct Options {
     pub mask: bool,
 }
 
+/// How often a comparison goes on that was the victim of a deadlock: it waits for locks behind the application's sessions, and any of those that wait may be chosen.
+const TRIES: u32 = 10;
+
 /// Who is told of a comparison while it is under way.
 pub trait Watch: Sync {
     /// It has begun: from here on what is done is kept, and can be gone on with.
@@ -92,7 +95,17 @@ async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Repo
     watch.begun();
     let mut tables = Vec::new();
     for (source, endpoint) in job.plan.sources.iter().zip(&job.sources) {
-        tables.extend(comparison.source(source, endpoint, &named).await?);
+        let mut tries = 1;
+        tables.extend(loop {
+            match comparison.source(source, endpoint, &named).await {
+                // Of the application's; what is done is noted, and not done again.
+                Err(error) if error.deadlock() && tries < TRIES => {
+                    tries += 1;
+                    tracing::info!(source = source.name, "once more: {error}");
+                }
+                compared => break compared?,
+            }
+        });
     }
     // What an earlier run of it had done is not given up because nobody moves the tail just now.
     if !(options.resume && comparison.totals.idle.load(Ordering::Relaxed)) {

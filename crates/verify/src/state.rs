@@ -44,6 +44,14 @@ CREATE TABLE IF NOT EXISTS crossfade.verdict (
     copies text NOT NULL,                       -- the epochs of the copies that were compared
     at timestamptz NOT NULL DEFAULT clock_timestamp(), seconds float8 NOT NULL,
     PRIMARY KEY (source, schema, name));
+
+-- Into how many parts the table is divided: a sample has fewer lines. It came later, and is looked up first, since ALTER TABLE would wait for who reads
+-- the table at length.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'crossfade.verify_part'::regclass AND attname = 'divided' AND NOT attisdropped) THEN
+        ALTER TABLE crossfade.verify_part ADD COLUMN IF NOT EXISTS divided int;
+    END IF;
+END $$;
 ";
 
 /// Any number, the same in every version: taken while the tables are created.
@@ -110,8 +118,14 @@ pub(crate) async fn unfinished(session: &Session) -> Result<Option<Unfinished>, 
     Ok(row.map(|row| Unfinished { id: row.get(0), tables: row.get(1), sample: row.get(2) }))
 }
 
-/// Notes the parts that a table is compared in, all of them or none.
-pub(crate) async fn add(session: &Session, id: &str, source: &str, parts: &[Part]) -> Result<(), VerifyError> {
+/// Notes the parts that a table is compared in, all of them or none, of so many that it has.
+pub(crate) async fn add(
+    session: &Session,
+    id: &str,
+    source: &str,
+    parts: &[Part],
+    divided: usize,
+) -> Result<(), VerifyError> {
     let Some(first) = parts.first() else { return Ok(()) };
     let numbers: Vec<i32> = parts.iter().map(|part| part.number).collect();
     let low: Vec<Option<&str>> = parts.iter().map(|part| part.from.as_deref()).collect();
@@ -119,9 +133,9 @@ pub(crate) async fn add(session: &Session, id: &str, source: &str, parts: &[Part
     let table = &first.pair.table;
     session
         .execute(
-            "INSERT INTO crossfade.verify_part (verify, source, schema, name, part, low, high)
-             SELECT $1::text, $2::text, $3::text, $4::text, * FROM unnest($5::int4[], $6::text[], $7::text[])",
-            &[&id, &source, &table.schema, &table.name, &numbers, &low, &high],
+            "INSERT INTO crossfade.verify_part (verify, source, schema, name, divided, part, low, high)
+             SELECT $1::text, $2::text, $3::text, $4::text, $8, * FROM unnest($5::int4[], $6::text[], $7::text[])",
+            &[&id, &source, &table.schema, &table.name, &numbers, &low, &high, &(divided as i32)],
         )
         .await?;
     Ok(())
@@ -219,6 +233,8 @@ pub(crate) struct Found {
     /// Parts, and those that are not done of the copies that there are now.
     pub parts: i64,
     pub open: i64,
+    /// Into how many the table was divided.
+    pub divided: i64,
     pub lsn: String,
     pub seq: i64,
     pub rows: i64,
@@ -245,7 +261,7 @@ pub(crate) async fn found(
                     coalesce(sum(rows) FILTER (WHERE now), 0)::int8, coalesce(sum(missing) FILTER (WHERE now), 0)::int8,
                     coalesce(sum(extra) FILTER (WHERE now), 0)::int8, coalesce(sum(different) FILTER (WHERE now), 0)::int8,
                     coalesce(bool_or(more) FILTER (WHERE now), false), coalesce(sum(rechecked) FILTER (WHERE now), 0)::int8, coalesce(max(held_ms), 0),
-                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE now AND found <> '[]'), '{}'), count(*)
+                    coalesce(array_agg(found ORDER BY part) FILTER (WHERE now AND found <> '[]'), '{}'), count(*), coalesce(max(divided)::int8, count(*))
                FROM (SELECT *, done_at IS NOT NULL AND copies IS NOT DISTINCT FROM $5::text AS now FROM crossfade.verify_part
                       WHERE verify = $1::text AND source = $2::text AND schema = $3::text AND name = $4::text) p",
             &[&id, &source, &table.schema, &table.name, &copies],
@@ -256,6 +272,7 @@ pub(crate) async fn found(
     Ok(Found {
         parts: row.get(11),
         open: row.get(0),
+        divided: row.get(12),
         lsn: row.get(1),
         seq: row.get(2),
         rows: row.get(3),

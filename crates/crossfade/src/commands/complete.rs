@@ -47,7 +47,7 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
     for (name, session) in &sources {
         let removed = capture::remove(session, &plan.name, name, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
-        let removed = cutover::remove(session, name, yes).await?;
+        let removed = cutover::remove(session, &plan.name, name, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
     }
     let removed = apply::remove(&target, &plan.name, yes).await?;
@@ -78,6 +78,9 @@ async fn live(plan: &Plan, target: &Session, sources: &[(String, Session)]) -> R
     let mut live: Vec<String> =
         apply::live_workers(target, &plan.name).await?.into_iter().map(|worker| format!("apply {worker}")).collect();
     for (name, session) in sources {
+        if cutover::acts(session, &plan.name, name).await? {
+            live.push(format!("a cutover, at source {name}"));
+        }
         let slot =
             capture::slot_state(session, &capture::slot_name(&plan.name, name)).await.map_err(pg::PgError::from)?;
         live.extend(

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use model::Problem;
+use model::{Problem, count};
 use plan::{CheckSeverity, Plan};
 use serde_json::{Map, Value, json};
 use verify::reconcile::{Report, Verdict, reconcile};
@@ -17,6 +17,7 @@ pub(crate) async fn run(plan: Arc<Plan>, fix: bool, output: Output) -> Result<u8
     }
     let databases = Databases::new(wiring::target(&plan)?, sources, fix);
     let report = reconcile(&plan, databases, fix).await?;
+    // Once: the report that people read says only which checks they are.
     for problem in report.checks.iter().filter_map(|check| check.error.as_ref()) {
         tracing::error!("{problem}");
     }
@@ -111,11 +112,12 @@ fn fixing(fixing: &Fixing) -> Value {
 
 fn text(report: &Report) -> String {
     let checks: String = report.checks.iter().map(paragraph).collect();
-    let count = |outcome| report.are(outcome).count();
+    let so = |outcome| report.are(outcome).count();
     let warnings = report.are(Outcome::Findings).filter(|check| check.severity == CheckSeverity::Warning).count();
-    let (passed, fixed, failed) = (count(Outcome::Passed), count(Outcome::Fixed), count(Outcome::Failed));
-    let errors = count(Outcome::Findings) - warnings;
-    checks + &format!("{passed} passed, {fixed} fixed, {errors} errors, {warnings} warnings, {failed} could not run\n")
+    let (passed, fixed, failed) = (so(Outcome::Passed), so(Outcome::Fixed), so(Outcome::Failed));
+    let errors = so(Outcome::Findings) - warnings;
+    let (errors, warnings) = (count(errors as u64, "error"), count(warnings as u64, "warning"));
+    checks + &format!("{passed} passed, {fixed} fixed, {errors}, {warnings}, {failed} could not run\n")
 }
 
 fn paragraph(checked: &Checked) -> String {
@@ -135,16 +137,13 @@ fn paragraph(checked: &Checked) -> String {
     if let Some(fixing) = &checked.fixing {
         text += &advice(checked, fixing);
     }
-    if let Some(problem) = &checked.error {
-        text += &format!("         {}: {}\n         → {}\n", problem.what, problem.why, problem.next);
-    }
     text
 }
 
 /// How much was looked at and found.
 fn extent(checked: &Checked) -> String {
-    let runs = if checked.runs > 1 { format!(" ({} runs)", checked.runs) } else { String::new() };
-    let pages = checked.probed.map(|(pages, of)| format!(" ({pages} of {of} pages)")).unwrap_or_default();
+    let runs = if checked.runs > 1 { format!(" ({})", count(checked.runs, "run")) } else { String::new() };
+    let pages = checked.probed.map(|(pages, of)| format!(" ({pages} of {})", count(of, "page"))).unwrap_or_default();
     let findings = if checked.findings > 0 { format!(": {}", checked.findings) } else { String::new() };
     format!("{runs}{pages}{findings}")
 }
@@ -169,7 +168,7 @@ fn line(sample: &Sample) -> String {
 fn advice(checked: &Checked, Fixing { fix, applied, rows, rolled_back }: &Fixing) -> String {
     let mut text = String::new();
     if *applied > 0 {
-        text += &format!("         fixed in {applied} runs, {rows} rows written\n");
+        text += &format!("         fixed in {}, {} written\n", count(*applied, "run"), count(*rows, "row"));
     }
     if let Some(why) = rolled_back {
         text += &format!("         its fix was rolled back: {why}\n");

@@ -3,7 +3,7 @@ mod named_rows;
 use std::path::Path;
 use std::sync::Arc;
 
-use model::{Code, Problem};
+use model::{Code, Problem, count};
 use plan::Plan;
 use serde_json::{Value, json};
 use verify::Mended;
@@ -51,9 +51,15 @@ pub(crate) async fn rows(plan: Arc<Plan>, file: &Path, output: Output) -> Result
     let mended = verify::mend(&wiring::comparison(&plan).await?, &wanted).await?;
     let entry = |mended: &Mended| json!({ "source": mended.source, "table": mended.table.to_string(), "rows": mended.rows, "why": mended.why });
     let document = json!({ "plan": plan.name, "rows": mended.iter().map(entry).collect::<Vec<_>>() });
+    let are = |rows: usize| format!("{} {}", count(rows as u64, "row"), if rows == 1 { "is" } else { "are" });
     let line = |mended: &Mended| match &mended.why {
-        None => format!("{}: {} rows are as the source has them\n", mended.table, mended.rows),
-        Some(why) => format!("{}: {} rows are not put right: {why}\n", mended.table, mended.rows),
+        None => format!(
+            "{}: {} as the source has {}\n",
+            mended.table,
+            are(mended.rows),
+            if mended.rows == 1 { "it" } else { "them" }
+        ),
+        Some(why) => format!("{}: {} not put right: {why}\n", mended.table, are(mended.rows)),
     };
     if output.json {
         output.print(&document);

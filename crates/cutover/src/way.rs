@@ -1,0 +1,204 @@
+//! One epoch, from its beginning to the decision.
+
+use model::TableName;
+use pg::Session;
+use tokio::time::Instant;
+use tracing::info;
+
+use crate::drain::Ear;
+use crate::error::CutoverError;
+use crate::hooks::{self, Told};
+use crate::journal::{self, State};
+use crate::old::{self, Old};
+use crate::report::milliseconds;
+use crate::run::Job;
+use crate::sequences::{self, Values};
+use crate::triggers;
+
+pub(crate) struct Way<'a> {
+    job: &'a Job,
+    epoch: i64,
+    token: i64,
+    /// Then it is given up.
+    pub until: Instant,
+    /// When the last step was taken.
+    last: Instant,
+    /// When the first source was closed.
+    closed: Option<Instant>,
+    lsn: Option<String>,
+    /// What was compared while nobody could write.
+    pub rest: verify::Rest,
+    pub sequences_left: Vec<String>,
+}
+
+/// What goes with the decision.
+pub(crate) struct Switch {
+    values: Vec<Values>,
+    /// Statements.
+    triggers: String,
+}
+
+impl<'a> Way<'a> {
+    pub fn new(job: &'a Job, epoch: i64, token: i64, until: Instant) -> Self {
+        let rest = verify::Rest::default();
+        let last = Instant::now();
+        Way { job, epoch, token, until, last, closed: None, lsn: None, rest, sequences_left: Vec::new() }
+    }
+
+    async fn step(&mut self, target: &Session, from: State, to: State) -> Result<(), CutoverError> {
+        let ms = milliseconds(self.last);
+        journal::step(target, self.epoch, self.token, from, to, ms).await?;
+        info!(epoch = self.epoch, ms, "{}", to.as_str());
+        self.last = Instant::now();
+        Ok(())
+    }
+
+    /// Everything up to the decision.
+    pub async fn prepare(
+        &mut self,
+        target: &Session,
+        olds: &mut [Old],
+        ear: &mut Ear,
+        remainder: &mut verify::Remainder<'_>,
+    ) -> Result<Switch, CutoverError> {
+        let plan = &self.job.verify.plan;
+        let mut schemas = Vec::new();
+        for old in olds.iter_mut() {
+            let query = "SELECT schema, name FROM crossfade.tables WHERE source = $1::text ORDER BY 1, 2";
+            let rows = target.query(query, &[&old.name]).await?;
+            let tables: Vec<TableName> =
+                rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+            let mut own: Vec<String> = tables.iter().map(|table| table.schema.clone()).collect();
+            own.dedup();
+            schemas.push(own);
+            old.enter(self.epoch).await?;
+            old.prepare(self.epoch, tables, self.until).await?;
+        }
+        model::failpoint!("fence_prepared");
+        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", "source").await?;
+        remainder.read_on().await?;
+        self.step(target, State::Begun, State::Fencing).await?;
+        model::failpoint!("cutover_fencing");
+        let why = format!("Plan {:?} is cut over to another database (epoch {}).", plan.name, self.epoch);
+        for old in olds.iter() {
+            old.close(self.epoch, &why, self.until).await?;
+            self.closed.get_or_insert_with(Instant::now);
+        }
+        self.step(target, State::Fencing, State::Fenced).await?;
+        model::failpoint!("cutover_fenced");
+        for old in olds.iter() {
+            let lsn = ear.drained(old).await?;
+            self.lsn.get_or_insert(lsn);
+        }
+        journal::note_lsn(target, self.epoch, self.token, self.lsn.as_deref().unwrap_or("0/0")).await?;
+        self.step(target, State::Fenced, State::Drained).await?;
+        model::failpoint!("cutover_drained");
+        self.rest = remainder.compare().await?;
+        self.judge()?;
+        let mut switch = Switch { values: Vec::new(), triggers: String::new() };
+        for (old, schemas) in olds.iter().zip(&schemas) {
+            let values = sequences::read(&old.session, target, plan.cutover.sequence_margin).await?;
+            self.sequences_left.extend(values.left.iter().cloned());
+            switch.values.push(values);
+            if plan.target.schema == plan::SchemaMode::Clone {
+                switch.triggers += &triggers::switch(&old.session, target, schemas).await?;
+            }
+        }
+        self.hook(target, "drained", plan.cutover.hooks.drained.as_deref(), "drained", "none").await?;
+        // It may have taken its time.
+        self.rest.drifted = remainder.drifted().await?;
+        self.judge()?;
+        for old in olds.iter() {
+            if !old.holds().await? {
+                let why = format!(
+                    "somebody has disabled triggers of the fence at source {:?}: writes may have passed",
+                    old.name
+                );
+                return Err(CutoverError::GivenUp(why));
+            }
+        }
+        self.step(target, State::Drained, State::Prepared).await?;
+        model::failpoint!("cutover_prepared");
+        Ok(switch)
+    }
+
+    /// What was compared while both sides stood still.
+    fn judge(&self) -> Result<(), CutoverError> {
+        if let Some((table, why)) = self.rest.drifted.first() {
+            return Err(CutoverError::GivenUp(format!("table {table}: {why}")));
+        }
+        match self.rest.different.first() {
+            None => Ok(()),
+            Some((_, table, _)) => Err(CutoverError::GivenUp(format!(
+                "{} rows that were just written are not the same on both sides, the first in table {table}: `crossfade verify` shows them",
+                self.rest.different.len()
+            ))),
+        }
+    }
+
+    async fn hook(
+        &self,
+        target: &Session,
+        name: &str,
+        command: Option<&str>,
+        phase: &str,
+        writable: &str,
+    ) -> Result<(), CutoverError> {
+        let lsn = self.lsn.as_deref().unwrap_or_default();
+        let told = Told { plan: &self.job.verify.plan.name, epoch: self.epoch, phase, lsn, writable };
+        hooks::noted(self.job, target, name, command, &told).await
+    }
+
+    /// The decision: one transaction of the target.
+    pub async fn decide(&mut self, target: &Session, switch: &Switch) -> Result<(), CutoverError> {
+        let decided = self.write(target, switch).await;
+        if decided.is_err() {
+            // Nobody is to wait for what comes to nothing. If the answer was lost, this finds no transaction.
+            let _ = target.batch_execute("ROLLBACK").await;
+        }
+        decided?;
+        let gap = self.closed.map(milliseconds);
+        model::failpoint!("decision_committed");
+        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the target is the writable side");
+        let query = "UPDATE crossfade.journal SET write_gap_ms = $2 WHERE epoch = $1";
+        target.execute(query, &[&self.epoch, &gap]).await?;
+        Ok(())
+    }
+
+    async fn write(&mut self, target: &Session, switch: &Switch) -> Result<(), CutoverError> {
+        target
+            .batch_execute(&format!(
+                "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = {}",
+                old::IDLE.as_millis()
+            ))
+            .await?;
+        let ms = milliseconds(self.last);
+        journal::step(target, self.epoch, self.token, State::Prepared, State::Committed, ms).await?;
+        // Nothing that apply has under way lands behind this.
+        target
+            .batch_execute("UPDATE crossfade.lease SET token = token + 1, worker = NULL, pid = NULL, backend_start = NULL, taken_from = NULL")
+            .await?;
+        if !target.query_one(WHOLE, &[]).await?.get::<_, bool>(0) {
+            let why = "tables are being copied again: wait for the phase `following`".to_owned();
+            return Err(CutoverError::GivenUp(why));
+        }
+        for values in &switch.values {
+            sequences::set(target, values).await?;
+        }
+        model::failpoint!("sequences_set");
+        target.batch_execute(&switch.triggers).await?;
+        let opened = "UPDATE crossfade.fence SET opened = $2, epoch = $2 WHERE side = $1::text AND opened < closed";
+        let side = pg::fence::target(&self.job.verify.plan.name);
+        if target.execute(opened, &[&side, &self.epoch]).await? != 1 {
+            return Err(CutoverError::GivenUp("the target's fence has lost its state, or is open already".to_owned()));
+        }
+        model::failpoint!("decision_written");
+        Ok(target.batch_execute("COMMIT").await?)
+    }
+}
+
+/// True if every table is whole: no copy of one has begun again, or been asked for.
+const WHOLE: &str = "
+    SELECT coalesce((SELECT bool_and(joined AND asked IS NULL) FROM crossfade.checkpoint), false)
+       AND NOT EXISTS (SELECT FROM crossfade.tables WHERE epoch <= 0 OR next_epoch IS NOT NULL)
+       AND NOT EXISTS (SELECT FROM crossfade.copied c JOIN crossfade.tables t USING (source, schema, name, epoch) WHERE c.worker IS NULL)";
