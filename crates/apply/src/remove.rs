@@ -53,9 +53,23 @@ pub async fn live_workers(session: &Session, plan: &str) -> Result<Vec<String>, 
 pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<Removal>, ApplyError> {
     let mut found = Vec::new();
     if state::knows(session, plan).await? {
+        let side = pg::fence::target(plan);
+        let others = pg::fence::others(session, &side).await?;
+        if let Some(other) = others.first() {
+            return Err(Problem::new(
+                Code::WriterRefused,
+                "the target's schema crossfade",
+                format!("it also holds the fence of another migration ({other}), which would be open without it"),
+                "end that one first with its own `crossfade complete --yes`",
+            )
+            .into());
+        }
         if really {
-            // One by one: dropped with the schema they would lock every table at once, behind whoever reads one.
-            pg::fence::remove(session, &pg::fence::target(plan)).await?;
+            // One by one: dropped with the schema they would lock every table at once, behind whoever reads one. Who does not own the tables can do it with the schema only.
+            match pg::fence::remove(session, &side).await {
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) => {}
+                removed => removed?,
+            }
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("target_schema_dropped");
         }

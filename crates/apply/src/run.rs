@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::error::panicked;
 use crate::tail::CutOff;
-use crate::{ApplyError, control, copy, lease, preflight, recopy, schema, session, state, tail};
+use crate::{ApplyError, control, copy, lease, preflight, recopy, schema, session, state, tables, tail};
 
 /// What apply needs.
 #[derive(Clone)]
@@ -107,6 +107,7 @@ async fn attempt(
         }
     }
     state::open(&session, &headers).await?;
+    tables::enclose_all(&session).await?;
     drop(session);
     *started = true;
 

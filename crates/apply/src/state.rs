@@ -10,7 +10,7 @@ pub const CHANNEL: &str = "crossfade";
 
 /// Created in one transaction, under a lock that keeps two processes from doing it at once.
 const DDL: &str = "
-CREATE SCHEMA crossfade;
+CREATE SCHEMA IF NOT EXISTS crossfade;
 COMMENT ON SCHEMA crossfade IS 'state of a crossfade migration; removed by `crossfade complete`';
 
 CREATE TABLE crossfade.plan (

@@ -2,6 +2,7 @@
 
 use model::{Code, Problem, Record, TableBegin, TableEnd, TableName};
 use pg::Session;
+use tracing::warn;
 
 use crate::ApplyError;
 
@@ -21,18 +22,35 @@ pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin)
             &[&source, &schema, &name, &into.schema, &into.name, &epoch, &&encoded[..], &rows, &bytes],
         )
         .await?;
-    enclose(session, &into).await?;
+    enclose(session, &[into]).await?;
     model::failpoint!("epoch_announced");
     Ok(row.get(0))
 }
 
-/// From the start nobody else writes to it.
-async fn enclose(session: &Session, into: &TableName) -> Result<(), ApplyError> {
+/// From the start nobody else writes to them. Where this role may not make triggers they stay open, which a cutover will refuse.
+async fn enclose(session: &Session, into: &[TableName]) -> Result<(), ApplyError> {
     let plan: String = session.query_one("SELECT name FROM crossfade.plan", &[]).await?.get(0);
     let side = pg::fence::target(&plan);
-    let relations = pg::fence::bare(session, &side, std::slice::from_ref(into)).await?;
-    session.batch_execute(&pg::fence::enclose(&relations, &side, pg::fence::FROM_THE_START, false)).await?;
+    for relation in pg::fence::bare(session, &side, into).await? {
+        let may = "SELECT has_table_privilege($1::text, 'TRIGGER')";
+        if !session.query_one(may, &[&relation]).await?.get::<_, bool>(0) {
+            warn!(
+                "anybody may write to {relation} at the target, for this role lacks TRIGGER on it: GRANT TRIGGER ON {relation} TO …"
+            );
+            continue;
+        }
+        let made = pg::fence::enclose(&[relation], &side, pg::fence::FROM_THE_START, false);
+        session.batch_execute(&made).await?;
+    }
     Ok(())
+}
+
+/// The same for tables that were announced before, by a version that did not do it.
+pub(crate) async fn enclose_all(session: &Session) -> Result<(), ApplyError> {
+    let rows = session.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
+    let tables: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    enclose(session, &tables).await
 }
 
 /// Where a table's rows go: to the table of its name, or, a partition's, to that of its root.

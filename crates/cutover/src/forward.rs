@@ -35,7 +35,11 @@ pub(crate) async fn roll(
             warn!(source = old.name, "{error}");
         }
     }
-    Ok(Report { unfinished, ..report::of(target, epoch, Outcome::Committed).await? })
+    let known = report::of(target, epoch, Outcome::Committed).await.unwrap_or_else(|error| {
+        warn!(epoch, "how it went cannot be read: {error}");
+        Report { epoch, ..Report::new(Outcome::Committed) }
+    });
+    Ok(Report { unfinished, ..known })
 }
 
 async fn route(job: &Job, target: &Session, epoch: i64, token: i64) -> Result<(), CutoverError> {
@@ -46,7 +50,9 @@ async fn route(job: &Job, target: &Session, epoch: i64, token: i64) -> Result<()
     let [route, after] = [&plan.cutover.hooks.route, &plan.cutover.hooks.after].map(Option::as_deref);
     hooks::noted(job, target, "route", route, &told("committed")).await?;
     model::failpoint!("application_routed");
+    hooks::noted(job, target, "after", after, &told("routed")).await?;
+    // Only now: who goes on in our place does all of it again.
     journal::step(target, epoch, token, State::Committed, State::Routed, milliseconds(begun)).await?;
     model::failpoint!("cutover_routed");
-    hooks::noted(job, target, "after", after, &told("routed")).await
+    Ok(())
 }

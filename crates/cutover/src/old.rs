@@ -107,6 +107,11 @@ impl Old {
         }
     }
 
+    /// What its fence is on, quoted.
+    pub fn relations(&self) -> &[String] {
+        &self.relations
+    }
+
     /// How it stands.
     pub async fn look(&self) -> Result<Option<Line>, CutoverError> {
         look(&self.session, &self.side).await

@@ -24,6 +24,7 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
     let status = Gather::new(Arc::clone(&job.verify.plan))?.now(log).await;
     standing(&status, options, &mut found);
     verdicts(target, options, &mut found).await?;
+    enclosed(target, &job.verify.plan.name, &mut found).await?;
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
         let session = pg::connect_read_only(endpoint, "cutover").await?;
         at_source(&session, &source.name, &mut found).await?;
@@ -81,6 +82,29 @@ fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
         };
         refuse(found, code, warning.text.clone());
     }
+}
+
+/// The target is closed to everybody but crossfade.
+async fn enclosed(target: &Session, plan: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+    let there = "SELECT to_regclass('crossfade.fence') IS NOT NULL AND to_regclass('crossfade.tables') IS NOT NULL";
+    if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
+        refuse(
+            found,
+            "target_not_fenced",
+            "the target has no fence yet: start `crossfade run`, or `crossfade apply`, of this version",
+        );
+        return Ok(());
+    }
+    let rows = target.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
+    let tables: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    for relation in pg::fence::bare(target, &pg::fence::target(plan), &tables).await? {
+        let text = format!(
+            "anybody may write to {relation} at the target: GRANT TRIGGER ON {relation} to crossfade's role there, start apply again, and `crossfade verify`"
+        );
+        refuse(found, "target_not_fenced", text);
+    }
+    Ok(())
 }
 
 /// Every table was found to be equal, as a whole, and not long ago.
@@ -199,8 +223,10 @@ async fn subscribed(
         return Ok(());
     }
     let rows = target.query("SELECT schema, name FROM crossfade.tables WHERE source = $1::text", &[&source]).await?;
-    let tables: Vec<String> =
-        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)).quoted()).collect();
+    let tables: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    // A subscription may name the root of a partition.
+    let tables = pg::fence::relations(session, &tables).await?;
     let rows = session
         .query(
             "SELECT DISTINCT s.subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid JOIN pg_subscription_rel r ON r.srsubid = s.oid

@@ -41,8 +41,14 @@ fn name(row: &tokio_postgres::Row) -> TableName {
     TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))
 }
 
-/// Reads what a source has given out; `margin` in steps of each sequence. The target's counterpart has the same name, or belongs to the same column.
-pub(crate) async fn read(source: &Session, target: &Session, margin: i64) -> Result<Values, CutoverError> {
+/// Reads what a source has given out; `margin` in steps of each sequence. The target's counterpart has the same name, or belongs to the same column. Those that belong to
+/// other tables than these, quoted, are not the plan's.
+pub(crate) async fn read(
+    source: &Session,
+    target: &Session,
+    tables: &[String],
+    margin: i64,
+) -> Result<Values, CutoverError> {
     let there = target.query(SEQUENCES, &[]).await?;
     let by_name: BTreeMap<String, String> = there.iter().map(|row| (name(row).quoted(), name(row).quoted())).collect();
     let by_owner: BTreeMap<Owner, String> =
@@ -50,6 +56,10 @@ pub(crate) async fn read(source: &Session, target: &Session, margin: i64) -> Res
     let mut found = Values::default();
     for row in &source.query(SEQUENCES, &[]).await? {
         let (here, owner) = (name(row), owner(row));
+        let of = owner.as_ref().map(|(schema, table, _)| TableName::new(schema.clone(), table.clone()).quoted());
+        if of.is_some_and(|of| !tables.contains(&of)) {
+            continue;
+        }
         let counterpart = by_name.get(&here.quoted()).or_else(|| by_owner.get(owner.as_ref()?));
         let Some(counterpart) = counterpart else {
             if let Some((schema, table, _)) = owner
@@ -95,7 +105,10 @@ fn ahead(last: Option<i64>, start: i64, step: i64, (min, max): (i64, i64), margi
 
 /// Sets them.
 pub(crate) async fn set(target: &Session, values: &Values) -> Result<(), CutoverError> {
-    let query = "SELECT count(setval(to_regclass(name), value, called)) FROM unnest($1::text[], $2::int8[], $3::bool[]) v(name, value, called)";
+    // Never backwards: another source may have set it, or it is the target's own as well.
+    let query = "SELECT count(CASE WHEN last IS NULL OR (value - last) * sign(s.seqincrement) > 0 THEN setval(oid, value, called) END)
+                   FROM (SELECT to_regclass(name)::oid AS oid, value, called FROM unnest($1::text[], $2::int8[], $3::bool[]) v(name, value, called)) v
+                   JOIN pg_sequence s ON s.seqrelid = oid CROSS JOIN LATERAL (SELECT pg_sequence_last_value(oid)::numeric AS last) l";
     target.query_one(query, &[&values.names, &values.values, &values.called]).await?;
     Ok(())
 }

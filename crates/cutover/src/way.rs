@@ -97,7 +97,7 @@ impl<'a> Way<'a> {
         self.judge()?;
         let mut switch = Switch { values: Vec::new(), triggers: String::new() };
         for (old, schemas) in olds.iter().zip(&schemas) {
-            let values = sequences::read(&old.session, target, plan.cutover.sequence_margin).await?;
+            let values = sequences::read(&old.session, target, old.relations(), plan.cutover.sequence_margin).await?;
             self.sequences_left.extend(values.left.iter().cloned());
             switch.values.push(values);
             if plan.target.schema == plan::SchemaMode::Clone {
@@ -161,7 +161,8 @@ impl<'a> Way<'a> {
         model::failpoint!("decision_committed");
         info!(epoch = self.epoch, write_gap_ms = gap, "committed: the target is the writable side");
         let query = "UPDATE crossfade.journal SET write_gap_ms = $2 WHERE epoch = $1";
-        target.execute(query, &[&self.epoch, &gap]).await?;
+        // It is decided, whatever becomes of this.
+        let _ = target.execute(query, &[&self.epoch, &gap]).await;
         Ok(())
     }
 

@@ -96,7 +96,8 @@ pub async fn create(client: &Client, side: &str, closed: i64, why: &str) -> Resu
     Ok(())
 }
 
-/// These tables, and those that they are partitions of or inherit from, quoted: all that a write to their rows can name. Those that do not exist are left out.
+/// These tables, and those that they are partitions of or inherit from, quoted: all that a write to their rows can name. Those that do not exist are left out, and foreign tables,
+/// which not every server lets have such triggers.
 ///
 /// # Errors
 /// The database.
@@ -110,7 +111,7 @@ pub async fn relations(client: &Client, tables: &[TableName]) -> Result<Vec<Stri
 /// The database.
 pub async fn bare(client: &Client, side: &str, tables: &[TableName]) -> Result<Vec<String>, Error> {
     let none = format!(
-        "WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = up.oid AND t.tgname = {})",
+        "AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = up.oid AND t.tgname = {})",
         quote::literal(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()))
     );
     among(client, tables, &none).await
@@ -123,7 +124,8 @@ async fn among(client: &Client, tables: &[TableName], condition: &str) -> Result
             &format!("WITH RECURSIVE up AS (
                SELECT to_regclass(name)::oid AS oid FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL
                UNION SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid)
-             SELECT n.nspname::text, c.relname::text FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace {condition} ORDER BY 1, 2"),
+             SELECT n.nspname::text, c.relname::text FROM up JOIN pg_class c ON c.oid = up.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind IN ('r', 'p') {condition} ORDER BY 1, 2"),
             &[&names],
         )
         .await?;
@@ -143,7 +145,7 @@ pub fn enclose(relations: &[String], side: &str, epoch: i64, idle: bool) -> Stri
             quote::literal(&epoch.to_string())
         );
         match idle {
-            true => format!("{made} ALTER TABLE {relation} DISABLE TRIGGER {};", trigger(side)),
+            true => format!("{made} ALTER TABLE ONLY {relation} DISABLE TRIGGER {};", trigger(side)),
             false => made,
         }
     };
@@ -154,14 +156,14 @@ pub fn enclose(relations: &[String], side: &str, epoch: i64, idle: bool) -> Stri
 #[must_use]
 pub fn close(relations: &[String], side: &str) -> String {
     let trigger = trigger(side);
-    relations.iter().map(|relation| format!("ALTER TABLE {relation} ENABLE ALWAYS TRIGGER {trigger};")).collect()
+    relations.iter().map(|relation| format!("ALTER TABLE ONLY {relation} ENABLE ALWAYS TRIGGER {trigger};")).collect()
 }
 
 /// Lets the triggers rest of a side that is open.
 #[must_use]
 pub fn rest(relations: &[String], side: &str) -> String {
     let trigger = trigger(side);
-    relations.iter().map(|relation| format!("ALTER TABLE {relation} DISABLE TRIGGER {trigger};")).collect()
+    relations.iter().map(|relation| format!("ALTER TABLE ONLY {relation} DISABLE TRIGGER {trigger};")).collect()
 }
 
 /// How long the lock may be waited for that taking a trigger off needs: readers and writers queue behind it.
@@ -211,6 +213,18 @@ pub async fn exempt(client: &Client) -> Result<(), Error> {
             .await?;
     }
     Ok(())
+}
+
+/// The sides that have a line in this database, besides this one.
+///
+/// # Errors
+/// The database.
+pub async fn others(client: &Client, side: &str) -> Result<Vec<String>, Error> {
+    if !client.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let query = "SELECT side FROM crossfade.fence WHERE side <> $1::text ORDER BY 1";
+    Ok(client.query(query, &[&side]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// Every relation with such a trigger of this side, quoted.

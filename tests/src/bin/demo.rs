@@ -1,4 +1,4 @@
-//! `make demo`: a live migration on servers of its own, under load, compared in full at the end.
+//! `make demo`: a live migration on servers of its own, under load, compared in full, verified and cut over.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -117,6 +117,8 @@ async fn demo(log: LogKind) -> Result<Summary> {
     say(&found.to_string());
     ensure!(found.tables == 4, "{} tables compared, pgbench has 4", found.tables);
 
+    let late = cut_over(&world, &crossfade, &bench).await?;
+
     say(&format!("peak memory of crossfade run: {} MiB", running.peak_rss_mib().unwrap_or_default()));
     running.stop().await?;
     complete(&world, &crossfade).await?;
@@ -128,8 +130,30 @@ async fn demo(log: LogKind) -> Result<Summary> {
         transactions: status["apply"]["transactions"].as_u64().context("the status counts transactions")?,
         elapsed,
         worst_lag: watch.worst_lag,
-        differences: found.differences,
+        differences: found.differences + late,
     })
+}
+
+/// The application writes again; both sides are compared meanwhile, and it is cut over under load. How many rows differ then.
+async fn cut_over(world: &World, crossfade: &Crossfade, bench: &Pgbench) -> Result<u64> {
+    say("the application writes again; crossfade verify");
+    let load = bench.start(PATIENCE.as_secs() as u32)?;
+    let verified = crossfade.start(&["verify", "--json"])?.finish(PATIENCE).await?;
+    ensure!(verified.status.success(), "verify: {}\n{}{}", verified.status, verified.stdout, verified.stderr);
+    let report = verified.json()?;
+    let (seconds, held) = (report["seconds"].as_f64().unwrap_or_default(), &report["held_ms"]);
+    say(&format!("{} in {seconds:.1} s; apply was held for {held} ms", report["verdict"]));
+    say("crossfade cutover --no-way-back, under load");
+    let done = crossfade.start(&["cutover", "--no-way-back", "--json"])?.finish(PATIENCE).await?;
+    ensure!(done.status.success(), "cutover: {}\n{}{}", done.status, done.stdout, done.stderr);
+    let report = done.json()?;
+    say(&format!("{}: nobody could write for {} ms", report["outcome"], report["write_gap_ms"]));
+    load.stop()?;
+    world.target.psql("app", "UPDATE pgbench_branches SET bbalance = bbalance WHERE bid = 1")?;
+    say("comparing every table in full");
+    let found = compare::databases(&world.source.socket_dsn("app"), &world.target.socket_dsn("app")).await?;
+    say(&found.to_string());
+    Ok(found.differences)
 }
 
 /// Ends the migration, and sees that nothing of it stays behind at the source.

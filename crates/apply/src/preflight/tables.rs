@@ -62,7 +62,7 @@ async fn counterpart(session: &Session, table: &Table) -> Result<Option<Counterp
         let row = session
             .query_opt(
                 "SELECT c.oid, current_user::text, has_table_privilege(c.oid, 'SELECT'),
-                        ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) p WHERE NOT has_table_privilege(c.oid, p))
+                        ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p WHERE NOT has_table_privilege(c.oid, p))
                    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                   WHERE n.nspname = $1::text AND c.relname = $2::text AND c.relkind IN ('r', 'p', 'f')",
                 &[&name.schema, &name.name],

@@ -150,7 +150,7 @@ async fn not_carried(source: &Source, session: &Session) -> Result<Vec<Finding>,
         note(format!("materialized view {view}"), "its rows do not go over", next);
     }
     if let sequences @ 1.. = of_kind("S").len() {
-        let next = "before the application writes to the target: SELECT setval(…) there, with a margin".to_owned();
+        let next = "`crossfade cutover` sets them, with a margin; without it: SELECT setval(…) there before the application writes".to_owned();
         note(format!("{sequences} sequences"), "their values do not go over with the rows", next);
     }
     let large: i64 = session.query_one("SELECT count(*) FROM pg_largeobject_metadata", &[]).await?.get(0);
