@@ -107,6 +107,63 @@ async fn what_fails_before_the_decision_leaves_the_source_open() -> Result<()> {
     stop(run).await
 }
 
+/// The failpoints of a cutover: up to the decision, behind it, while it is cancelled, and of its end.
+const BEFORE: [&str; 11] = [
+    "cutover_begun",
+    "fence_prepared",
+    "cutover_fencing",
+    "fence_written",
+    "fence_closed",
+    "cutover_fenced",
+    "drain_marker_emitted",
+    "cutover_drained",
+    "cutover_prepared",
+    "sequences_set",
+    "decision_written",
+];
+const BEHIND: [&str; 3] = ["decision_committed", "application_routed", "cutover_routed"];
+const CANCELLING: [&str; 4] = ["cancel_leads", "cancel_leads_journal", "cancel_decided", "source_reopened"];
+const COMPLETING: [&str; 2] = ["source_fence_removed", "source_schema_dropped"];
+
+#[test]
+fn every_failpoint_of_a_cutover_is_walked() {
+    let walked: BTreeSet<&str> = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).collect();
+    assert_eq!(walked, model::failpoint::CUTOVER.iter().map(|(name, _)| *name).collect());
+}
+
+/// A cutover that dies while it undoes itself is undone by others, and one whose remains are half removed is removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_it_is_cancelled_or_completed() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(SCHEMA)?;
+    let crossfade = Crossfade::new(&world.plan().section("[cutover.hooks]\ndrained = \"exit 1\""))?;
+    let run = following(&crossfade).await?;
+    verified(&crossfade).await?;
+    for point in CANCELLING {
+        let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
+        died.died_at(point, MINUTE).await.with_context(|| point.to_owned())?;
+        until("the source open again", MINUTE, || async {
+            Ok(world.at_source("UPDATE a SET v = v WHERE id = 1").ok())
+        })
+        .await
+        .with_context(|| point.to_owned())?;
+        ensure!(world.at_target("SELECT state FROM crossfade.journal ORDER BY epoch DESC LIMIT 1")? == "cancelled");
+        expect_closed(&world, false, "INSERT INTO touched VALUES (-1)").await?;
+        let idle = "SELECT count(*) FROM crossfade.fence WHERE pid IS NOT NULL";
+        until("nobody at it", MINUTE, || async { Ok((world.at_source(idle)? == "0").then_some(())) }).await?;
+    }
+    stop(run).await?;
+    for point in COMPLETING {
+        let died = crossfade.start_armed(&["complete", "--yes"], point, 0)?;
+        died.died_at(point, MINUTE).await.with_context(|| point.to_owned())?;
+    }
+    let ended = crossfade.run(&["complete", "--yes"]).await?;
+    ensure!(ended.status.success(), "{ended:?}");
+    let left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crossfade%' UNION ALL SELECT count(*) FROM pg_namespace WHERE nspname = 'crossfade'";
+    ensure!(world.at_source(left)? == "0\n0" && world.at_target(left)? == "0\n0", "something stays behind");
+    Ok(())
+}
+
 /// Whoever is there opens the source again, and the outcome is the same wherever it died.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_each_step() -> Result<()> {
@@ -116,19 +173,7 @@ async fn killed_at_each_step() -> Result<()> {
     let run = following(&crossfade).await?;
     verified(&crossfade).await?;
     let open = "UPDATE a SET v = v WHERE id = 1";
-    for point in [
-        "cutover_begun",
-        "fence_prepared",
-        "cutover_fencing",
-        "fence_written",
-        "fence_closed",
-        "cutover_fenced",
-        "drain_marker_emitted",
-        "cutover_drained",
-        "sequences_set",
-        "cutover_prepared",
-        "decision_written",
-    ] {
+    for point in BEFORE {
         let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
         died.died_at(point, MINUTE).await.with_context(|| point.to_owned())?;
         until("the source open again", MINUTE, || async { Ok(world.at_source(open).ok()) })
@@ -141,7 +186,7 @@ async fn killed_at_each_step() -> Result<()> {
         })
         .await?;
     }
-    for (number, point) in ["decision_committed", "application_routed", "cutover_routed"].into_iter().enumerate() {
+    for (number, point) in BEHIND.into_iter().enumerate() {
         let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
         died.died_at(point, MINUTE).await.with_context(|| point.to_owned())?;
         expect_closed(&world, true, open).await?;

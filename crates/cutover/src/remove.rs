@@ -39,13 +39,15 @@ async fn take_away(session: &Session, side: &str, really: bool) -> Result<Vec<Re
         return Ok(found);
     }
     let line = "SELECT closed > opened FROM crossfade.fence WHERE side = $1::text";
-    let Some(line) = session.query_opt(line, &[&side]).await? else { return Ok(found) };
-    let relations = pg::fence::enclosed(session, side).await?;
-    found.push(Removal::Fence(relations.len(), line.get(0)));
-    if really {
-        pg::fence::remove(session, side).await?;
-        session.execute("DELETE FROM crossfade.fence WHERE side = $1::text", &[&side]).await?;
-        model::failpoint!("source_fence_removed");
+    // Without a line, somebody has died who was removing it.
+    if let Some(line) = session.query_opt(line, &[&side]).await? {
+        let relations = pg::fence::enclosed(session, side).await?;
+        found.push(Removal::Fence(relations.len(), line.get(0)));
+        if really {
+            pg::fence::remove(session, side).await?;
+            session.execute("DELETE FROM crossfade.fence WHERE side = $1::text", &[&side]).await?;
+            model::failpoint!("source_fence_removed");
+        }
     }
     // The same database may be the target, or another source.
     let others = "SELECT to_regclass('crossfade.plan') IS NOT NULL OR EXISTS (SELECT FROM crossfade.fence WHERE side <> $1::text)";
