@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::lease::Lease;
-use crate::{ApplyError, CHANNEL, Job, recopy, schema, tables, tail};
+use crate::{ApplyError, CHANNEL, Job, recopy, schema, session, tables, tail};
 
 /// Records taken in by one transaction at most: chunks come by the hundred.
 const AT_ONCE: usize = 256;
@@ -26,9 +26,8 @@ pub(crate) async fn follow(
     source: String,
     caught_up: watch::Sender<bool>,
 ) -> Result<(), ApplyError> {
-    let session = pg::connect(&job.endpoint, "apply control").await?;
-    // A table that is emptied for a new epoch must not take others with it.
-    session.batch_execute("SET synchronous_commit = off; SET session_replication_role = replica").await?;
+    // It empties tables for new epochs.
+    let session = session::writer(&job.endpoint, &job.plan.name, "apply control").await?;
     let stream = job.stream(&source, StreamKind::Copy);
     let from = position(&job, &session, lease, &source, &stream).await?;
     let end = end(&*job.log, &stream).await?;

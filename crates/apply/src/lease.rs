@@ -8,7 +8,6 @@ use model::Problem;
 use pg::{Endpoint, Session};
 
 use crate::ApplyError;
-use crate::state::OPEN;
 
 /// How often a process says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
@@ -63,7 +62,7 @@ pub(crate) async fn stopped(endpoint: &Endpoint, worker: &str, problem: &Problem
 }
 
 /// Takes the lease for `session` if nobody holds it, or its holder is gone or has been silent for too long; that one's backends
-/// are terminated first, so that nothing of it is still under way. Once a cutover has opened the target to the application, nobody gets it. `held` is the last one that this process had: over a connection that it has
+/// are terminated first, so that nothing of it is still under way. Once a cutover has opened the target to the application, nobody gets it until a rollback closes it. `held` is the last one that this process had: over a connection that it has
 /// given up, that is held by nobody. The server may not know for hours that the other end is gone, and this process's own heartbeat
 /// would keep it from being silent.
 ///
@@ -75,15 +74,13 @@ pub(crate) async fn acquire(session: &Session, worker: &str, held: &Held) -> Res
     let before = held.0.load(Ordering::Relaxed);
     let row = session
         .query_one(
-            &format!(
-                "SELECT l.token, (l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
-                    OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true))
-                    AND NOT {OPEN} AS free,
-                    CASE WHEN a.pid IS NOT NULL THEN l.worker END AS silent, l.worker, l.taken_from
+            "SELECT l.token, (l.worker IS NULL OR l.token = $2 OR a.pid IS NULL
+                OR coalesce(w.seen_at < clock_timestamp() - make_interval(secs => $1::float8), true))
+                AND NOT l.barred AS free,
+                CASE WHEN a.pid IS NOT NULL THEN l.worker END AS silent, l.worker, l.taken_from
                FROM crossfade.lease l
                LEFT JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_start = l.backend_start
-               LEFT JOIN crossfade.worker w ON w.worker = l.worker"
-            ),
+               LEFT JOIN crossfade.worker w ON w.worker = l.worker",
             &[&STALE, &before],
         )
         .await?;
@@ -109,7 +106,7 @@ pub(crate) async fn acquire(session: &Session, worker: &str, held: &Held) -> Res
         .execute(
             "UPDATE crossfade.lease SET token = token + 1, worker = $1::text, pid = pg_backend_pid(), taken_at = clock_timestamp(), taken_from = $3::text,
                     backend_start = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid())
-              WHERE token = $2",
+              WHERE token = $2 AND NOT barred",
             &[&worker, &token, &silent],
         )
         .await?;
@@ -145,10 +142,9 @@ impl Lease {
         }
         session.batch_execute("ROLLBACK").await?;
         model::failpoint!("lease_lost");
-        let query = format!("SELECT coalesce(worker, 'nobody'), {OPEN} FROM crossfade.lease");
-        let row = session.query_one(&query, &[]).await?;
+        let row = session.query_one("SELECT coalesce(worker, 'nobody'), barred FROM crossfade.lease", &[]).await?;
         if row.get(1) {
-            return Err(ApplyError::Again("the application writes to the target since the cutover".to_owned()));
+            return Err(ApplyError::Again("the application writes to this database now".to_owned()));
         }
         Err(ApplyError::LeaseLost(row.get(0)))
     }

@@ -4,10 +4,13 @@
 //! build indexes; one of all processes holds the [`lease`], and with it follows the copy stream's control records ([`control`]), creates
 //! the [`schema`], and applies the [`tail`]. What they have to know of each other is in the target, schema `crossfade` ([`state`]).
 //!
-//! Where tables are copied again, or the tail starts anew behind a gap, [`recopy`] makes void what was there.
+//! Where tables are copied again, or the tail starts anew behind a gap, [`recopy`] makes void what was there. Rows that somebody else writes to the target are [`rogue`].
+//!
+//! The way back is the same with a plan that leads [back](plan::Plan::back): what its state in the source begins with is in [`back`].
 //!
 //! Knows nothing of the source but what the log says of it.
 
+mod back;
 mod control;
 mod copy;
 mod error;
@@ -15,6 +18,7 @@ mod lease;
 mod preflight;
 mod recopy;
 mod remove;
+mod rogue;
 mod run;
 mod schema;
 mod session;
@@ -22,9 +26,11 @@ mod state;
 mod tables;
 mod tail;
 
+pub use back::{BackFrom, Quiet, applied, back_begins, back_prepare, back_tables, bar, forward_again, loud};
 pub use error::ApplyError;
 pub use preflight::{Needed, preflight, preflight_source};
-pub use remove::{Removal, live_workers, remove};
+pub use remove::{Removal, live_workers, remove, remove_origins};
 pub use run::{Job, run};
+pub use session::join_in;
 pub use state::{CHANNEL, adopt, knows};
 pub use tail::CutOff;

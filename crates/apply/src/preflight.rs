@@ -10,7 +10,7 @@ use pg::Session;
 use pg::catalog::Table;
 use plan::{Plan, SchemaMode};
 
-use crate::{ApplyError, session, state};
+use crate::{ApplyError, state};
 
 /// `crossfade` is tested from here on, as with sources.
 const OLDEST: u32 = 140_000;
@@ -138,11 +138,11 @@ async fn origins(plan: &Plan, session: &Session, place: &str, max: i32) -> Resul
     let taken: i64 = session
         .query_one(
             "SELECT count(*) FROM pg_replication_origin WHERE NOT starts_with(roname, $1::text)",
-            &[&session::origins(&plan.name)],
+            &[&plan::origins(&plan.name)],
         )
         .await?
         .get(0);
-    let wanted = plan.limits.copy_workers as i64 + 1;
+    let wanted = (plan.limits.copy_workers + 1 + plan.sources.len()) as i64;
     let free = i64::from(max) - taken;
     if free >= wanted {
         return Ok(None);

@@ -3,7 +3,7 @@ use std::time::Duration;
 use model::{Code, Problem};
 use pg::Session;
 
-use crate::{ApplyError, session, state};
+use crate::{ApplyError, state};
 
 /// Something that crossfade made at the target, besides the application's own schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub async fn live_workers(session: &Session, plan: &str) -> Result<Vec<String>, 
 pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<Removal>, ApplyError> {
     let mut found = Vec::new();
     if state::knows(session, plan).await? {
-        let side = pg::fence::target(plan);
+        let side = plan::target_side(plan);
         let others = pg::fence::others(session, &side).await?;
         if let Some(other) = others.first() {
             return Err(Problem::new(
@@ -75,10 +75,20 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
         }
         found.push(Removal::Schema);
     }
+    found.extend(remove_origins(session, plan, really).await?);
+    Ok(found)
+}
+
+/// The origins of the plan, in the target or, for the way back, in a source; with `really` they are removed.
+///
+/// # Errors
+/// The database, or an origin that a session still holds.
+pub async fn remove_origins(session: &Session, plan: &str, really: bool) -> Result<Vec<Removal>, ApplyError> {
+    let mut found = Vec::new();
     let rows = session
         .query(
             "SELECT roname FROM pg_replication_origin WHERE starts_with(roname, $1::text) AND substr(roname, length($1::text) + 1) ~ '^[0-9]+$' ORDER BY 1",
-            &[&session::origins(plan)],
+            &[&plan::origins(plan)],
         )
         .await?;
     for row in rows {

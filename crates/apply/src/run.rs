@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::error::panicked;
 use crate::tail::CutOff;
-use crate::{ApplyError, control, copy, lease, preflight, recopy, schema, session, state, tables, tail};
+use crate::{ApplyError, control, copy, lease, preflight, recopy, rogue, schema, session, state, tables, tail};
 
 /// What apply needs.
 #[derive(Clone)]
@@ -106,8 +106,10 @@ async fn attempt(
             return Err(blocker.problem.into());
         }
     }
-    state::open(&session, &headers).await?;
-    tables::enclose_all(&session).await?;
+    state::open(&session, &headers, job.plan.is_back()).await?;
+    if !job.plan.is_back() {
+        tables::enclose_all(&session).await?;
+    }
     drop(session);
     *started = true;
 
@@ -231,6 +233,11 @@ async fn lead(
         let (sender, receiver) = watch::channel(false);
         caught_up.push(receiver);
         followers.spawn(control::follow(Arc::clone(&job), lease, header.source.clone(), sender));
+    }
+    if let Some(back) = job.plan.back() {
+        for source in back.sources {
+            followers.spawn(rogue::watch(Arc::clone(&job), lease, source.name));
+        }
     }
     let follow = async {
         match followers.join_next().await {

@@ -3,7 +3,7 @@
 use model::{Code, Problem};
 use pg::{Endpoint, Session};
 
-use crate::ApplyError;
+use crate::{ApplyError, state};
 
 /// A session whose rows are taken as already triggered and checked, and whose commits carry an origin of the plan's, so that a way
 /// back can leave them out.
@@ -16,19 +16,29 @@ pub(crate) async fn writer(endpoint: &Endpoint, plan: &str, purpose: &str) -> Re
         .batch_execute("SET synchronous_commit = off; SET jit = off; SET plan_cache_mode = force_generic_plan")
         .await?;
     session.batch_execute("SET session_replication_role = replica").await?;
+    // The fence of a side that was closed by a cutover or a rollback holds back the replica role as well.
+    pg::fence::exempt(&session).await?;
     take_origin(&session, plan).await?;
     Ok(session)
 }
 
-/// The prefix of the plan's replication origins.
-pub(crate) fn origins(plan: &str) -> String {
-    format!("crossfade_{plan}_")
+/// Lets a session write to the target as apply does: past the fence and, as long as apply writes there, as none that the way back would carry on.
+///
+/// # Errors
+/// The database; it has no origin left, or this role may not have one.
+pub async fn join_in(session: &Session, plan: &str) -> Result<(), ApplyError> {
+    pg::fence::exempt(session).await?;
+    if !state::knows(session, plan).await? {
+        return Ok(());
+    }
+    let applies = "SELECT coalesce(to_jsonb(l) ->> 'barred', 'false') = 'false' FROM crossfade.lease l";
+    if session.query_one(applies, &[]).await?.get(0) { take_origin(session, plan).await } else { Ok(()) }
 }
 
 /// Takes the first origin of the plan that no other session has: an origin serves one session at a time.
 async fn take_origin(session: &Session, plan: &str) -> Result<(), ApplyError> {
     for number in 0.. {
-        let name = format!("{}{number}", origins(plan));
+        let name = format!("{}{number}", plan::origins(plan));
         // Two sessions may want to create it at once: the second finds it there.
         let create = session
             .execute(

@@ -109,11 +109,25 @@ DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'crossfade.worker'::regclass AND attname = 'stopped' AND NOT attisdropped) THEN
         ALTER TABLE crossfade.worker ADD COLUMN IF NOT EXISTS stopped_code text, ADD COLUMN IF NOT EXISTS stopped text;
     END IF;
+    -- Nobody may hold the lease while the application writes here; and since which cutover or rollback that is so.
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'crossfade.lease'::regclass AND attname = 'barred' AND NOT attisdropped) THEN
+        ALTER TABLE crossfade.lease ADD COLUMN IF NOT EXISTS barred bool NOT NULL DEFAULT false, ADD COLUMN IF NOT EXISTS since bigint NOT NULL DEFAULT 0;
+    END IF;
 END $$;
-";
 
-/// True once a cutover has opened the target to the application.
-pub(crate) const OPEN: &str = "EXISTS (SELECT FROM crossfade.fence f, crossfade.plan p WHERE f.side = p.name || ' target' AND f.opened >= f.closed)";
+-- Statements that let triggers fire again which fire for apply's rows as well, and do not while it writes here.
+CREATE TABLE IF NOT EXISTS crossfade.quieted (statement text PRIMARY KEY);
+
+-- Up to where the tail of the way back has been looked through for rows that somebody else has written here.
+CREATE TABLE IF NOT EXISTS crossfade.watched (source text PRIMARY KEY, lsn pg_lsn NOT NULL DEFAULT '0/0', seq bigint NOT NULL DEFAULT 0);
+
+-- Those rows, by table: the last of them, and how many there were since the table was last compared in full.
+CREATE TABLE IF NOT EXISTS crossfade.rogue (
+    source text, schema text, name text,
+    rows bigint NOT NULL, key text NOT NULL, lsn pg_lsn NOT NULL,
+    at timestamptz NOT NULL,                    -- of their commit
+    PRIMARY KEY (source, schema, name));
+";
 
 /// What somebody is told who writes to the target before a cutover.
 const NOT_YET: &str = "This database is the target of a migration, and gets its rows from there: write to the source until `crossfade cutover` has been run.";
@@ -161,7 +175,7 @@ pub async fn adopt(session: &Session, plan: &str, nonce: &str) -> Result<(), App
 }
 
 /// Creates the schema, or finds it to be this plan's.
-pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), ApplyError> {
+pub(crate) async fn open(session: &Session, headers: &[Header], back: bool) -> Result<(), ApplyError> {
     let Some(header) = headers.first() else { return Ok(()) };
     session.batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({CREATE_LOCK})")).await?;
     if !exists(session).await? {
@@ -175,12 +189,20 @@ pub(crate) async fn open(session: &Session, headers: &[Header]) -> Result<(), Ap
         for header in headers {
             session.execute("INSERT INTO crossfade.checkpoint (source) VALUES ($1::text)", &[&header.source]).await?;
         }
+        if back {
+            session.batch_execute(LATER).await?;
+            // Until a cutover is decided.
+            session.batch_execute("UPDATE crossfade.lease SET barred = true").await?;
+        }
     }
     let row = session.query_one("SELECT name, nonce FROM crossfade.plan", &[]).await?;
     let (name, nonce): (String, String) = (row.get(0), row.get(1));
     if name == header.plan {
         session.batch_execute(LATER).await?;
-        pg::fence::create(session, &pg::fence::target(&name), pg::fence::FROM_THE_START, NOT_YET).await?;
+        // On the way back the fence is the cutover's.
+        if !back {
+            pg::fence::create(session, &plan::target_side(&name), pg::fence::FROM_THE_START, NOT_YET).await?;
+        }
     }
     session.batch_execute("COMMIT").await?;
     model::failpoint!("state_opened");

@@ -30,7 +30,10 @@ pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin)
 /// From the start nobody else writes to them. Where this role may not make triggers they stay open, which a cutover will refuse.
 async fn enclose(session: &Session, into: &[TableName]) -> Result<(), ApplyError> {
     let plan: String = session.query_one("SELECT name FROM crossfade.plan", &[]).await?.get(0);
-    let side = pg::fence::target(&plan);
+    let side = plan::target_side(&plan);
+    let query = "SELECT greatest(closed, $2) FROM crossfade.fence WHERE side = $1::text";
+    let row = session.query_opt(query, &[&side, &pg::fence::FROM_THE_START]).await?;
+    let epoch = row.map_or(pg::fence::FROM_THE_START, |row| row.get(0));
     for relation in pg::fence::bare(session, &side, into).await? {
         let may = "SELECT has_table_privilege($1::text, 'TRIGGER')";
         if !session.query_one(may, &[&relation]).await?.get::<_, bool>(0) {
@@ -39,7 +42,7 @@ async fn enclose(session: &Session, into: &[TableName]) -> Result<(), ApplyError
             );
             continue;
         }
-        let made = pg::fence::enclose(&[relation], &side, pg::fence::FROM_THE_START, false);
+        let made = pg::fence::enclose(&[relation], &side, epoch, false);
         session.batch_execute(&made).await?;
     }
     Ok(())

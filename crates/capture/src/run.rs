@@ -135,8 +135,8 @@ async fn attempt(
     // The tail ends the others when it stops; they end it when they fail.
     let tail = follow(&running, from, begun, stop);
     let copy = async {
-        // Only who holds the slot copies: two at once would number their epochs and chunks alike.
-        if holds_slot.clone().wait_for(|holds| *holds).await.is_ok() {
+        // Only who holds the slot copies: two at once would number their epochs and chunks alike. On the way back the rows are there already.
+        if !running.job.plan.is_back() && holds_slot.clone().wait_for(|holds| *holds).await.is_ok() {
             copy::run(&running, progress).await?;
         }
         std::future::pending::<Result<(), CaptureError>>().await
@@ -224,7 +224,8 @@ async fn prepare(job: &Job, first: bool, writers: &tail::Writers) -> Result<Read
         publication::touch(&session, &job.plan.name, &job.source.name).await?;
         model::failpoint!("catalog_touched");
     }
-    let wait = changed || resume.lsn.is_none() || !progress.complete(&tables);
+    let copied = job.plan.is_back() || progress.complete(&tables);
+    let wait = changed || resume.lsn.is_none() || !copied;
     if wait {
         barrier::pass(&session, limit).await?;
         model::failpoint!("barrier_passed");

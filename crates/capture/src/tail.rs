@@ -190,7 +190,11 @@ impl Tail {
                 None => tokio::time::timeout_at(until, self.stream.next()).await.ok().transpose()?,
             };
         }
-        self.append().await
+        self.append().await?;
+        if self.assembler.between_transactions() {
+            self.confirm.seen(self.assembler.passed());
+        }
+        Ok(())
     }
 
     async fn append(&mut self) -> Result<(), CaptureError> {

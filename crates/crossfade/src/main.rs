@@ -90,6 +90,21 @@ enum Command {
         #[arg(long)]
         no_way_back: bool,
     },
+    /// Go back after a cutover: close the target to writes, wait until the source has everything, open the source.
+    Rollback {
+        /// Look only: what is in the way, and for how long nobody could write.
+        #[arg(long)]
+        dry_run: bool,
+        /// Cancel the rollback that is under way, whoever runs it, unless it is decided.
+        #[arg(long, conflicts_with = "dry_run")]
+        cancel: bool,
+        /// How long it may take; then it is cancelled.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30s")]
+        timeout: Duration,
+        /// How far the source may be behind the target at the beginning.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5s")]
+        max_lag: Duration,
+    },
     /// Copy everything, or the named tables, again into the same log and target: the way out where something is lost.
     Recopy {
         /// Tables, as schema.table; a partitioned one stands for its partitions. None for everything.
@@ -177,7 +192,14 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             &Command::Cutover { dry_run, cancel, timeout, max_lag, max_verify_age, no_way_back } => {
                 let options = cutover::Options { dry_run, timeout, max_lag, max_verify_age, no_way_back };
                 // It undoes itself when it is told to stop: the source must not stay closed.
-                let code = commands::cutover::run(plan()?, &options, cancel, &token, output).await?;
+                let code = commands::cutover::run(plan()?, false, &options, cancel, &token, output).await?;
+                if token.is_cancelled() && code != 0 { stop.exit_code() } else { code }
+            }
+            &Command::Rollback { dry_run, cancel, timeout, max_lag } => {
+                // What the cutover has compared holds; since then every row that was touched is known.
+                let max_verify_age = Duration::MAX;
+                let options = cutover::Options { dry_run, timeout, max_lag, max_verify_age, no_way_back: true };
+                let code = commands::cutover::run(plan()?, true, &options, cancel, &token, output).await?;
                 if token.is_cancelled() && code != 0 { stop.exit_code() } else { code }
             }
             Command::Init
@@ -204,9 +226,12 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
-            Command::Run | Command::Capture | Command::Apply | Command::Verify { .. } | Command::Cutover { .. } => {
-                Ok(0)
-            }
+            Command::Run
+            | Command::Capture
+            | Command::Apply
+            | Command::Verify { .. }
+            | Command::Cutover { .. }
+            | Command::Rollback { .. } => Ok(0),
         }
     };
     tokio::select! {

@@ -154,6 +154,38 @@ pub(crate) async fn comparison(plan: &Arc<Plan>) -> Result<verify::Job, Problem>
     })
 }
 
+/// What captures the target for the way back; none where there is no way back.
+pub(crate) fn capture_back(captures: &[capture::Job], stop: CancellationToken) -> Result<Option<Part>, Problem> {
+    let [job] = captures else { return Ok(None) };
+    let target = target(&job.plan)?;
+    let back = capture::Job { endpoint: target, ..job.clone() };
+    Ok(Some(Box::pin(cutover::capture_back(back, job.endpoint.clone(), stop))))
+}
+
+/// What applies the way back to the source; none where there is no way back.
+pub(crate) fn apply_back(applier: &apply::Job, stop: CancellationToken) -> Result<Option<Part>, Problem> {
+    let Some(back) = applier.plan.back() else { return Ok(None) };
+    let job = apply::Job {
+        endpoint: target(&back)?,
+        plan: Arc::new(back),
+        cut_off: apply::CutOff::default(),
+        ..applier.clone()
+    };
+    Ok(Some(Box::pin(cutover::apply_back(job, stop))))
+}
+
+/// Something that a process runs until it is told to stop.
+pub(crate) type Part = std::pin::Pin<Box<dyn Future<Output = Result<(), Problem>> + Send>>;
+
+/// The comparison that is of use now: of the way back, while the application writes to the target and there is one.
+pub(crate) async fn comparison_now(plan: &Arc<Plan>) -> Result<verify::Job, Problem> {
+    let job = comparison(plan).await?;
+    match cutover::reversed(&job).await? {
+        Some(back) if cutover::is_reversing(&job).await? => Ok(back),
+        _ => Ok(job),
+    }
+}
+
 /// Opens a source again that a cutover has closed and left; runs until `stop`, beside the parts of a process.
 pub(crate) fn guard(
     plan: &Arc<Plan>,

@@ -1,15 +1,17 @@
 //! From the decision on: nothing is taken back any more, and each step may be taken again.
 
 use pg::Session;
+use plan::Direction;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
-use crate::journal::{self, State};
+use crate::journal::{self, Entry, State};
 use crate::old::Old;
 use crate::report::{self, Outcome, Report, milliseconds};
 use crate::run::Job;
+use crate::triggers;
 
 /// Leads the application over. What fails is told, and done by the next one: that the target is open does not depend on it.
 pub(crate) async fn roll(
@@ -21,12 +23,21 @@ pub(crate) async fn roll(
 ) -> Result<Report, CutoverError> {
     let plan = &job.verify.plan;
     for old in olds {
-        let why = format!("Plan {:?} was cut over to another database (epoch {epoch}): write there.", plan.name);
+        let what = if job.is_back() { "rolled back to its source" } else { "cut over to another database" };
+        let why = format!("Plan {:?} was {what} (epoch {epoch}): write there.", plan.name);
         if let Err(error) = old.tell(&why).await {
             warn!(source = old.name, "its clients are not told where to write: {error}");
         }
     }
-    let unfinished = route(job, target, epoch, token).await.err().map(|error| error.to_string());
+    let routed = route(job, target, epoch).await;
+    // Whether or not the application is led over: where it writes must reach the other side.
+    let handed = hand_over(job, target, olds, epoch).await;
+    let ended = async {
+        routed?;
+        let back = handed?;
+        after(job, target, epoch, token, back).await
+    };
+    let unfinished = ended.await.err().map(|error| error.to_string());
     if let Some(unfinished) = &unfinished {
         warn!(epoch, "committed, and this is still to be done: {unfinished}");
     }
@@ -37,22 +48,75 @@ pub(crate) async fn roll(
     }
     let known = report::of(target, epoch, Outcome::Committed).await.unwrap_or_else(|error| {
         warn!(epoch, "how it went cannot be read: {error}");
-        Report { epoch, ..Report::new(Outcome::Committed) }
+        Report { epoch, ..job.report(Outcome::Committed) }
     });
     Ok(Report { unfinished, ..known })
 }
 
-async fn route(job: &Job, target: &Session, epoch: i64, token: i64) -> Result<(), CutoverError> {
+async fn route(job: &Job, target: &Session, epoch: i64) -> Result<(), CutoverError> {
+    hook(job, target, epoch, "route", job.verify.plan.cutover.hooks.route.as_deref(), "committed").await?;
+    model::failpoint!("application_routed");
+    Ok(())
+}
+
+async fn hook(
+    job: &Job,
+    target: &Session,
+    epoch: i64,
+    name: &str,
+    command: Option<&str>,
+    phase: &str,
+) -> Result<(), CutoverError> {
     let plan = &job.verify.plan;
     let lsn = journal::last(target).await?.and_then(|entry| entry.lsn).unwrap_or_default();
-    let told = |phase| Told { plan: &plan.name, epoch, phase, lsn: &lsn, writable: "target" };
+    let direction = plan.direction.as_str();
+    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.new() };
+    hooks::noted(job, target, name, command, &told).await
+}
+
+async fn after(job: &Job, target: &Session, epoch: i64, token: i64, back: bool) -> Result<(), CutoverError> {
     let begun = Instant::now();
-    let [route, after] = [&plan.cutover.hooks.route, &plan.cutover.hooks.after].map(Option::as_deref);
-    hooks::noted(job, target, "route", route, &told("committed")).await?;
-    model::failpoint!("application_routed");
-    hooks::noted(job, target, "after", after, &told("routed")).await?;
+    hook(job, target, epoch, "after", job.verify.plan.cutover.hooks.after.as_deref(), "routed").await?;
     // Only now: who goes on in our place does all of it again.
-    journal::step(target, epoch, token, State::Committed, State::Routed, milliseconds(begun)).await?;
-    model::failpoint!("cutover_routed");
+    let now = journal::last(target).await?.filter(|entry| entry.epoch == epoch).map(|entry| entry.state);
+    if now == Some(State::Committed) {
+        journal::step(target, epoch, token, State::Committed, State::Routed, milliseconds(begun)).await?;
+        model::failpoint!("cutover_routed");
+    }
+    if back {
+        journal::step(target, epoch, token, State::Routed, State::Reversing, milliseconds(begun)).await?;
+    }
     Ok(())
+}
+
+/// What the application writes from the decision on goes to the other side: the way back of a cutover begins, or, after a rollback, the way forward goes on. Whoever does it again
+/// changes nothing. Says whether there is a way back.
+pub(crate) async fn hand_over(
+    job: &Job,
+    target: &Session,
+    olds: &[Old],
+    epoch: i64,
+) -> Result<bool, CutoverError> {
+    let plan = &job.verify.plan;
+    let from = match journal::last(target).await?.filter(|entry| entry.epoch == epoch) {
+        Some(Entry { from, .. }) => from,
+        None => return Err(CutoverError::Overtaken("another epoch has begun".to_owned())),
+    };
+    let away = || CutoverError::GivenUp(format!("the {} cannot be reached", job.old()));
+    match (&plan.direction, from) {
+        (Direction::Forward, None) => Ok(false),
+        (Direction::Forward, Some(from)) => {
+            let (old, source) = olds.first().zip(plan.back().and_then(|back| back.sources.into_iter().next())).ok_or_else(away)?;
+            apply::back_begins(&old.session, epoch, from, &triggers::quiet(&old.session).await?).await?;
+            verify::stands(&old.session, &source.name, &format!("cutover {epoch}"), from.lsn, from.seq).await?;
+            Ok(true)
+        }
+        (Direction::Back { .. }, _) => {
+            let (old, source) = olds.first().zip(plan.sources.first()).ok_or_else(away)?;
+            let from = apply::applied(target, &source.name).await?.ok_or_else(away)?;
+            let quiet = triggers::quiet(&old.session).await?;
+            apply::forward_again(&old.session, epoch, &source.name, from, &quiet).await?;
+            Ok(false)
+        }
+    }
 }

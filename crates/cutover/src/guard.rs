@@ -20,8 +20,17 @@ const LATER: Duration = Duration::from_secs(2);
 /// Where it is decided, or only people can go on.
 const SELDOM: Duration = Duration::from_secs(30);
 
-/// Looks for ever. Nothing that fails here stops the process that it runs in: it is tried again.
+/// Looks for ever, for cutovers and rollbacks. Nothing that fails here stops the process that it runs in: it is tried again.
 pub async fn guard(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
+    let back = async {
+        if let (Some(back), [source]) = (plan.back(), &sources[..]) {
+            one_way(Arc::new(back), vec![target.clone()], source.clone()).await;
+        }
+    };
+    tokio::join!(one_way(Arc::clone(&plan), sources.clone(), target.clone()), back);
+}
+
+async fn one_way(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
     let sessions = sources.iter().map(|_| None).collect();
     let mut guard = Guard { plan, sessions, sources, target, said: String::new() };
     loop {
@@ -35,7 +44,7 @@ pub async fn guard(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
             Err(CutoverError::Overtaken(_)) => LOOK,
             Err(error) => {
                 guard.say(format!(
-                    "a source is closed by a cutover, and it cannot be told whether that was decided: {error}"
+                    "a side is closed by a cutover or a rollback, and it cannot be told whether that was decided: {error}"
                 ));
                 LATER
             }
@@ -87,7 +96,7 @@ impl Guard {
             Some(session) if !session.is_closed() => session,
             _ => pg::connect_read_only(&self.sources[at], "guard").await?,
         };
-        let line = old::look(&session, &pg::fence::source(&self.plan.name, &self.plan.sources[at].name)).await?;
+        let line = old::look(&session, &self.plan.source_side(&self.plan.sources[at])).await?;
         self.sessions[at] = Some(session);
         Ok(line)
     }
@@ -95,13 +104,13 @@ impl Guard {
     /// Nobody acts any more who has begun to, and a source may be closed.
     async fn settle(&mut self, closed: bool) -> Result<Duration, CutoverError> {
         let target = pg::connect(&self.target, "guard").await?;
-        let last = if journal::exists(&target).await? { journal::last(&target).await? } else { None };
+        let last = journal::last(&target).await?;
         if last.as_ref().is_some_and(|entry| entry.state > State::Cancelled) {
             return Ok(SELDOM);
         }
         let mut olds = Vec::new();
         for (source, endpoint) in self.plan.sources.iter().zip(&self.sources) {
-            match Old::open(&self.plan.name, &source.name, endpoint).await {
+            match Old::open(&self.plan, source, endpoint).await {
                 Ok(old) => olds.push(old),
                 // Its turn comes when it can be reached: what is decided here stands in the journal. The first one's token is the journal's.
                 Err(error) if !olds.is_empty() => tracing::info!(source = source.name, "not opened yet: {error}"),

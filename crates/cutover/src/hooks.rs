@@ -19,6 +19,7 @@ use crate::run::Job;
 pub(crate) struct Told<'a> {
     pub plan: &'a str,
     pub epoch: i64,
+    pub direction: &'a str,
     pub phase: &'a str,
     pub lsn: &'a str,
     /// `source`, `target` or `none`.
@@ -78,7 +79,7 @@ async fn once(command: &str, limit: Duration, told: &Told<'_>) -> Result<(bool, 
         .args(["-c", &format!("exec 2>&1\n{command}")])
         .env("CROSSFADE_PLAN", told.plan)
         .env("CROSSFADE_EPOCH", told.epoch.to_string())
-        .env("CROSSFADE_DIRECTION", "forward")
+        .env("CROSSFADE_DIRECTION", told.direction)
         .env("CROSSFADE_PHASE", told.phase)
         .env("CROSSFADE_LSN", told.lsn)
         .env("CROSSFADE_WRITABLE_SIDE", told.writable)
@@ -121,7 +122,14 @@ impl Drop for Group {
 mod tests {
     use super::*;
 
-    const TOLD: Told<'_> = Told { plan: "shop", epoch: 3, phase: "routed", lsn: "0/1", writable: "target" };
+    const TOLD: Told<'_> = Told {
+        plan: "shop",
+        epoch: 3,
+        direction: "forward",
+        phase: "routed",
+        lsn: "0/1",
+        writable: "target",
+    };
 
     async fn run_for(command: &str, limit: Duration) -> Result<String, Problem> {
         run("route", command, limit, &TOLD).await

@@ -1,20 +1,23 @@
-//! The journal of the side that becomes writable: a row an epoch. Every step is a compare-and-set on its state and on who leads.
+//! The journal of the side that becomes writable: a row an epoch. The target's has the cutovers, the source's the rollbacks, and the highest epoch of both counts. Every step is a compare-and-set on its state and on who leads.
 
-use model::{Code, Problem};
+use apply::BackFrom;
+use model::{Code, Lsn, Problem, Seq};
 use pg::Session;
+use plan::Direction;
 
 use crate::error::CutoverError;
 
 const DDL: &str = "
--- Cutovers, each an epoch. The row's state is the outcome, and nothing else is.
+-- Cutovers, in the target, and rollbacks, in the source: each an epoch, counted over both. The row's state is the outcome, and nothing else is.
 CREATE TABLE IF NOT EXISTS crossfade.journal (
     epoch bigint PRIMARY KEY,
     direction text NOT NULL,
-    state text NOT NULL,                        -- begun, fencing, fenced, drained, prepared, committed, routed; or cancelled
-    token bigint NOT NULL,                      -- the first source's, of who leads
+    state text NOT NULL,                        -- begun, fencing, fenced, drained, prepared, committed, routed, reversing; or cancelled
+    token bigint NOT NULL,                      -- of who leads, at the (first) side that is closed
     lsn pg_lsn,                                 -- of the marker behind the first source's last write
     why text,                                   -- it was cancelled
-    write_gap_ms bigint,                        -- from the source's closing to the target's opening
+    write_gap_ms bigint,                        -- from one side's closing to the other's opening
+    back_lsn pg_lsn, back_seq bigint,           -- of a cutover with a way back: where in its tail that begins
     at timestamptz NOT NULL DEFAULT clock_timestamp());
 
 -- How they went: a line for each step, and for each hook.
@@ -37,10 +40,11 @@ pub(crate) enum State {
     Cancelled,
     Committed,
     Routed,
+    Reversing,
 }
 
 impl State {
-    const ALL: [State; 8] = [
+    const ALL: [State; 9] = [
         State::Begun,
         State::Fencing,
         State::Fenced,
@@ -49,6 +53,7 @@ impl State {
         State::Cancelled,
         State::Committed,
         State::Routed,
+        State::Reversing,
     ];
 
     /// As the journal and the status have it.
@@ -62,6 +67,7 @@ impl State {
             State::Cancelled => "cancelled",
             State::Committed => "committed",
             State::Routed => "routed",
+            State::Reversing => "reversing",
         }
     }
 
@@ -80,6 +86,25 @@ pub(crate) struct Entry {
     pub lsn: Option<String>,
     pub why: Option<String>,
     pub write_gap_ms: Option<i64>,
+    /// Of a rollback.
+    pub back: bool,
+    /// Where the way back begins, of a cutover that has one.
+    pub from: Option<BackFrom>,
+}
+
+impl Entry {
+    /// Nothing is left to be done.
+    pub fn done(&self) -> bool {
+        match self.state {
+            State::Routed => self.from.is_none(),
+            state => state == State::Reversing || state == State::Cancelled,
+        }
+    }
+
+    /// As people call it.
+    pub fn name(&self) -> &'static str {
+        if self.back { "rollback" } else { "cutover" }
+    }
 }
 
 /// Makes room for it.
@@ -93,21 +118,36 @@ pub(crate) async fn open(session: &Session) -> Result<(), CutoverError> {
 }
 
 /// Whether there is one.
-pub(crate) async fn exists(session: &Session) -> Result<bool, CutoverError> {
+async fn exists(session: &Session) -> Result<bool, CutoverError> {
     Ok(session.query_one("SELECT to_regclass('crossfade.journal') IS NOT NULL", &[]).await?.get(0))
 }
 
 /// The last epoch.
 pub(crate) async fn last(session: &Session) -> Result<Option<Entry>, CutoverError> {
-    let query =
-        "SELECT epoch, state, token, lsn::text, why, write_gap_ms FROM crossfade.journal ORDER BY epoch DESC LIMIT 1";
-    let Some(row) = session.query_opt(query, &[]).await? else { return Ok(None) };
+    latest(session, "true").await
+}
+
+/// The last one that is decided, here where it is.
+pub(crate) async fn last_decided(session: &Session) -> Result<Option<Entry>, CutoverError> {
+    latest(session, "state IN ('committed', 'routed', 'reversing')").await
+}
+
+async fn latest(session: &Session, condition: &str) -> Result<Option<Entry>, CutoverError> {
+    if !exists(session).await? {
+        return Ok(None);
+    }
+    let query = format!(
+        "SELECT epoch, state, token, lsn::text, why, write_gap_ms, direction = 'back', (back_lsn - '0/0')::int8, back_seq
+           FROM crossfade.journal WHERE {condition} ORDER BY epoch DESC LIMIT 1"
+    );
+    let Some(row) = session.query_opt(&query, &[]).await? else { return Ok(None) };
     let state: String = row.get(1);
+    let from = |lsn: i64, seq: i64| BackFrom { lsn: Lsn(lsn as u64), seq: Seq(seq as u64) };
     let Some(state) = State::ALL.into_iter().find(|known| known.as_str() == state) else {
         let why = format!("its state is {state:?}, which this version does not know");
         return Err(Problem::new(
             Code::OutcomeUnknown,
-            "the target's journal",
+            "the journal",
             why,
             "use the version that has written it",
         )
@@ -120,17 +160,25 @@ pub(crate) async fn last(session: &Session) -> Result<Option<Entry>, CutoverErro
         lsn: row.get(3),
         why: row.get(4),
         write_gap_ms: row.get(5),
+        back: row.get(6),
+        from: row.get::<_, Option<i64>>(7).zip(row.get(8)).map(|(lsn, seq)| from(lsn, seq)),
     }))
 }
 
 /// Begins the next epoch, unless one is undecided or another process has just begun one.
-pub(crate) async fn begin(session: &Session, epoch: i64, token: i64) -> Result<(), CutoverError> {
+pub(crate) async fn begin(
+    session: &Session,
+    direction: &Direction,
+    epoch: i64,
+    token: i64,
+) -> Result<(), CutoverError> {
     let begun = session
         .execute(
             "INSERT INTO crossfade.journal (epoch, direction, state, token)
-             SELECT $1, 'forward', 'begun', $2 WHERE NOT EXISTS (SELECT FROM crossfade.journal WHERE epoch >= $1 OR state <> 'cancelled')
+             SELECT $1, $3::text, 'begun', $2 WHERE NOT EXISTS (
+                SELECT FROM crossfade.journal WHERE epoch >= $1 OR state NOT IN ('cancelled', 'committed', 'routed', 'reversing'))
              ON CONFLICT DO NOTHING",
-            &[&epoch, &token],
+            &[&epoch, &token, &direction.as_str()],
         )
         .await?;
     expect(begun, "another epoch has begun")
@@ -166,6 +214,22 @@ pub(crate) async fn note_lsn(session: &Session, epoch: i64, token: i64, lsn: &st
     expect(noted, "another process leads")
 }
 
+/// Notes where the way back begins.
+pub(crate) async fn note_back(
+    session: &Session,
+    epoch: i64,
+    token: i64,
+    from: BackFrom,
+) -> Result<(), CutoverError> {
+    let noted = session
+        .execute(
+            "UPDATE crossfade.journal SET back_lsn = '0/0'::pg_lsn + $3::int8::numeric, back_seq = $4 WHERE epoch = $1 AND token = $2",
+            &[&epoch, &token, &(from.lsn.0 as i64), &(from.seq.0 as i64)],
+        )
+        .await?;
+    expect(noted, "another process leads")
+}
+
 /// Notes what a hook printed.
 pub(crate) async fn note(session: &Session, epoch: i64, step: &str, ms: i64, output: &str) -> Result<(), CutoverError> {
     session
@@ -179,7 +243,7 @@ pub(crate) async fn note(session: &Session, epoch: i64, step: &str, ms: i64, out
 
 /// Leads an epoch from now on, in order to cancel it or, with `decided`, to bring it to its end; `token` is the highest at the source.
 pub(crate) async fn lead(session: &Session, epoch: i64, token: i64, decided: bool) -> Result<(), CutoverError> {
-    let query = "UPDATE crossfade.journal SET token = $2 WHERE epoch = $1 AND token < $2 AND (state IN ('committed', 'routed')) = $3";
+    let query = "UPDATE crossfade.journal SET token = $2 WHERE epoch = $1 AND token < $2 AND (state IN ('committed', 'routed', 'reversing')) = $3";
     session.execute(query, &[&epoch, &token, &decided]).await?;
     Ok(())
 }
@@ -189,7 +253,7 @@ pub(crate) async fn cancel(session: &Session, epoch: i64, token: i64, why: &str)
     let cancelled = session
         .execute(
             "WITH moved AS (UPDATE crossfade.journal SET state = 'cancelled', why = $3::text, at = clock_timestamp()
-                             WHERE epoch = $1 AND token = $2 AND state NOT IN ('cancelled', 'committed', 'routed') RETURNING epoch)
+                             WHERE epoch = $1 AND token = $2 AND state NOT IN ('cancelled', 'committed', 'routed', 'reversing') RETURNING epoch)
              INSERT INTO crossfade.journal_step (epoch, step, ms, output) SELECT epoch, 'cancelled', 0, $3::text FROM moved",
             &[&epoch, &token, &why],
         )

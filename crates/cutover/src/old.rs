@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use model::{Code, Problem, TableName};
 use pg::{Endpoint, Session};
+use plan::{Plan, Source};
 use tokio::time::Instant;
 
 use crate::error::CutoverError;
@@ -35,6 +36,7 @@ pub(crate) struct Old {
 
 /// The line of a source, where there is one.
 pub(crate) struct Line {
+    /// By a cutover or a rollback: the target is closed from the start by neither.
     pub closed: bool,
     /// Somebody has taken the lead and not given it up.
     pub taken: bool,
@@ -50,8 +52,8 @@ pub(crate) async fn look(session: &Session, side: &str) -> Result<Option<Line>, 
         return Ok(None);
     }
     let query = format!(
-        "SELECT closed > opened, pid IS NOT NULL, CASE WHEN {LED} THEN extract(epoch FROM deadline - clock_timestamp())::float8 END,
-                greatest(epoch, closed, opened) FROM crossfade.fence f WHERE side = $1::text"
+        "SELECT closed > opened AND epoch > 0, pid IS NOT NULL, CASE WHEN {LED} THEN extract(epoch FROM deadline - clock_timestamp())::float8 END,
+                CASE WHEN epoch > 0 THEN greatest(epoch, closed, opened) ELSE 0 END FROM crossfade.fence f WHERE side = $1::text"
     );
     let row = session.query_opt(&query, &[&side]).await?;
     Ok(row.map(|row| Line { closed: row.get(0), taken: row.get(1), led: row.get(2), epoch: row.get(3) }))
@@ -63,15 +65,15 @@ const LED: &str = "(f.pid IS NOT NULL AND f.deadline > clock_timestamp()
 
 impl Old {
     /// Opens it; the fence's tables are made where they are not there.
-    pub async fn open(plan: &str, source: &str, endpoint: &Endpoint) -> Result<Old, CutoverError> {
+    pub async fn open(plan: &Plan, source: &Source, endpoint: &Endpoint) -> Result<Old, CutoverError> {
         let session = pg::connect(endpoint, "cutover").await?;
-        let side = pg::fence::source(plan, source);
+        let side = plan.source_side(source);
         session.batch_execute("BEGIN").await?;
         let made = pg::fence::create(&session, &side, 0, "Nothing is in the way of writes.").await;
         session.batch_execute(if made.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
         made?;
         Ok(Old {
-            name: source.to_owned(),
+            name: source.name.clone(),
             side,
             endpoint: endpoint.clone(),
             session,
@@ -333,12 +335,12 @@ impl Old {
     }
 }
 
-/// The source has seen an epoch that the target's journal has not: the target is an older one, or another.
-pub(crate) fn unknown(source: &str, there: i64, known: i64) -> CutoverError {
+/// A side has seen an epoch that is in no journal: the other side is an older one, another, or cannot be asked.
+pub(crate) fn unknown(name: &str, there: i64, known: i64) -> CutoverError {
     Problem::new(
         Code::OutcomeUnknown,
-        format!("source {source:?}"),
-        format!("it has taken part in cutover {there}, and the target's journal ends with {known}: the target was made anew, or restored from a backup"),
+        format!("{name:?}"),
+        format!("it has taken part in epoch {there}, and the journals that can be read end with {known}: the other side cannot be reached, was made anew, or restored from a backup"),
         "if the application does not write to another target: `crossfade complete --yes` opens the source again; then begin anew",
     )
     .into()

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use log::Log;
-use model::{Problem, TableName};
+use model::{Problem, Severity, TableName};
 use pg::Session;
 use status::{Gather, Phase, Status};
 
+use crate::back;
 use crate::error::CutoverError;
 use crate::report::Refusal;
 use crate::run::{Job, Options};
@@ -24,19 +25,61 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
     let status = Gather::new(Arc::clone(&job.verify.plan))?.now(log).await;
     standing(&status, options, &mut found);
     verdicts(target, options, &mut found).await?;
-    enclosed(target, &job.verify.plan.name, &mut found).await?;
+    enclosed(target, &job.verify.plan.target_side(), &mut found).await?;
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
         let session = pg::connect_read_only(endpoint, "cutover").await?;
         at_source(&session, &source.name, &mut found).await?;
         subscribed(&session, target, &source.name, &mut found).await?;
         fits(&session, target, &source.name, &mut found).await?;
     }
-    if !options.no_way_back {
-        let text = "this version of crossfade cannot go back after a cutover: what is written to the target then is not carried to the source; `crossfade cutover --no-way-back` if that is \
-                    how you want it";
-        found.push(Refusal { code: "no_way_back", text: text.to_owned() });
+    if !job.is_back() {
+        for (table, (rows, key)) in back::rogue(target).await? {
+            let text = format!(
+                "somebody else has written {rows} rows to table {table} of the target, the last with {key}: find out who; `crossfade verify` shows what differs and, where nothing does, forgives it"
+            );
+            refuse(&mut found, "rogue_writes", text);
+        }
+        if !options.no_way_back {
+            way_back(job, target, &mut found).await?;
+        }
     }
     Ok(found)
+}
+
+/// What is written to the target afterwards could be carried to the source.
+async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+    let otherwise = "`crossfade cutover --no-way-back` if that is how you want it";
+    let (Some(back), [endpoint]) = (back::plan_back(&job.verify.plan, target).await?, &job.verify.sources[..]) else {
+        let text = format!("a plan with several sources has no way back: what is written to the target afterwards is not carried to them; {otherwise}");
+        refuse(found, "no_way_back", text);
+        return Ok(());
+    };
+    let mut refuse = |why: String| refuse(found, "way_back", format!("there would be no way back: {why}; {otherwise}"));
+    for source in &back.sources {
+        let name = capture::slot_name(&back.name, &source.name);
+        match capture::slot_state(target, &name).await? {
+            None => refuse(format!("slot {name} is not at the target yet: `crossfade run`, or `capture`, makes it and says what is in its way")),
+            Some(slot) if slot.wal_status == "lost" => refuse(format!("slot {name} at the target can no longer serve, for the server has removed WAL that it needs: SELECT pg_drop_replication_slot('{name}') there, and it is made anew")),
+            Some(slot) if slot.active_pid.is_none() => refuse(format!("nobody reads slot {name} at the target: start `crossfade run`, or `crossfade capture`")),
+            Some(_) => {}
+        }
+    }
+    let session = pg::connect_read_only(endpoint, "cutover").await?;
+    for finding in apply::preflight(&back, &session).await?.into_iter().filter(|finding| finding.severity == Severity::Blocker) {
+        let Problem { what, why, next, .. } = finding.problem;
+        refuse(format!("{what}: {why} ({next})"));
+    }
+    let tables: Vec<String> = apply::back_tables(target, &job.verify.plan.sources[0].name).await?.iter().map(TableName::quoted).collect();
+    let query = "SELECT name, current_user::text, array_to_string(ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
+                        WHERE NOT has_table_privilege(to_regclass(name)::oid, p)), ', ')
+                   FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL";
+    for row in &session.query(query, &[&tables]).await? {
+        let (table, role, missing): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        if !missing.is_empty() {
+            refuse(format!("role {role} lacks {missing} at the source (GRANT {missing} ON {table} TO {})", model::quote::ident(&role)));
+        }
+    }
+    Ok(())
 }
 
 fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>) {
@@ -45,8 +88,8 @@ fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>)
 
 /// What the status says.
 fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
-    if status.phase != Some(Phase::Following) {
-        let phase = status.phase.map_or("unknown".to_owned(), |phase| format!("{phase:?}").to_lowercase());
+    if status.follows != Some(Phase::Following) {
+        let phase = status.follows.map_or("unknown".to_owned(), |phase| format!("{phase:?}").to_lowercase());
         refuse(found, "not_following", format!("the phase is {phase}: wait for `following` in `crossfade status`"));
     }
     for source in &status.sources {
@@ -85,7 +128,7 @@ fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
 }
 
 /// The target is closed to everybody but crossfade.
-async fn enclosed(target: &Session, plan: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+async fn enclosed(target: &Session, side: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
     let there = "SELECT to_regclass('crossfade.fence') IS NOT NULL AND to_regclass('crossfade.tables') IS NOT NULL";
     if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
         refuse(
@@ -98,7 +141,7 @@ async fn enclosed(target: &Session, plan: &str, found: &mut Vec<Refusal>) -> Res
     let rows = target.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
     let tables: Vec<TableName> =
         rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
-    for relation in pg::fence::bare(target, &pg::fence::target(plan), &tables).await? {
+    for relation in pg::fence::bare(target, side, &tables).await? {
         let text = format!(
             "anybody may write to {relation} at the target: GRANT TRIGGER ON {relation} to crossfade's role there, start apply again, and `crossfade verify`"
         );

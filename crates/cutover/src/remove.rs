@@ -30,10 +30,10 @@ impl std::fmt::Display for Removal {
 /// # Errors
 /// The source.
 pub async fn remove(session: &Session, plan: &str, source: &str, really: bool) -> Result<Vec<Removal>, Problem> {
-    Ok(take_away(session, &pg::fence::source(plan, source), really).await?)
+    Ok(take_away(session, plan, &plan::source_side(plan, source), really).await?)
 }
 
-async fn take_away(session: &Session, side: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
+async fn take_away(session: &Session, plan: &str, side: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
     let mut found = Vec::new();
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(found);
@@ -49,10 +49,12 @@ async fn take_away(session: &Session, side: &str, really: bool) -> Result<Vec<Re
             model::failpoint!("source_fence_removed");
         }
     }
-    // The same database may be the target, or another source.
-    let others = "SELECT to_regclass('crossfade.plan') IS NOT NULL OR EXISTS (SELECT FROM crossfade.fence WHERE side <> $1::text)";
-    if !session.query_one(others, &[&side]).await?.get::<_, bool>(0) {
+    // The same database may be another plan's target, or another source.
+    let there = session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0);
+    let another = there && !apply::knows(session, plan).await?;
+    if !another && pg::fence::others(session, side).await?.is_empty() {
         if really {
+            apply::loud(session).await?;
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("source_schema_dropped");
         }
@@ -66,6 +68,18 @@ async fn take_away(session: &Session, side: &str, really: bool) -> Result<Vec<Re
 /// # Errors
 /// The source.
 pub async fn acts(session: &Session, plan: &str, source: &str) -> Result<bool, Problem> {
-    let line = old::look(session, &pg::fence::source(plan, source)).await.map_err(Problem::from)?;
+    acts_on(session, &plan::source_side(plan, source)).await
+}
+
+/// Whether a rollback of the plan acts at its target now.
+///
+/// # Errors
+/// The target.
+pub async fn acts_at_target(session: &Session, plan: &str) -> Result<bool, Problem> {
+    acts_on(session, &plan::target_side(plan)).await
+}
+
+async fn acts_on(session: &Session, side: &str) -> Result<bool, Problem> {
+    let line = old::look(session, side).await.map_err(Problem::from)?;
     Ok(line.is_some_and(|line| line.led.is_some()))
 }

@@ -10,7 +10,7 @@ use crate::journal;
 pub struct Report {
     /// Which one; 0 if none was begun.
     pub epoch: i64,
-    /// `forward`.
+    /// `forward`, or `back` for a rollback.
     pub direction: &'static str,
     /// What came of it.
     pub outcome: Outcome,
@@ -136,8 +136,15 @@ pub(crate) async fn of(target: &Session, epoch: i64, outcome: Outcome) -> Result
     };
     let query = "SELECT hook, step, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), ms, coalesce(output, '')
                    FROM crossfade.journal_step WHERE epoch = $1 ORDER BY at";
-    let mut report =
-        Report { epoch, lsn: entry.lsn, write_gap_ms: entry.write_gap_ms, why: entry.why, ..Report::new(outcome) };
+    let direction = if entry.back { "back" } else { "forward" };
+    let mut report = Report {
+        epoch,
+        direction,
+        lsn: entry.lsn,
+        write_gap_ms: entry.write_gap_ms,
+        why: entry.why,
+        ..Report::new(outcome)
+    };
     for row in &target.query(query, &[&epoch]).await? {
         let (name, at, ms): (String, String, i64) = (row.get(1), row.get(2), row.get(3));
         match row.get(0) {
@@ -170,9 +177,10 @@ pub fn text(report: &Report) -> String {
     }
     let gap = report.write_gap_ms.map(|ms| format!("; nobody could write for {ms} ms")).unwrap_or_default();
     let why = report.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let (old, new) = if report.direction == "back" { ("target", "source") } else { ("source", "target") };
     text + &match report.outcome {
-        Outcome::Committed => format!("committed, epoch {}{gap}: the target is the writable side\n", report.epoch),
-        Outcome::Cancelled => format!("cancelled, epoch {}{why}; the source takes writes as before\n", report.epoch),
+        Outcome::Committed => format!("committed, epoch {}{gap}: the {new} is the writable side\n", report.epoch),
+        Outcome::Cancelled => format!("cancelled, epoch {}{why}; the {old} takes writes as before\n", report.epoch),
         Outcome::Unknown => format!("unknown, epoch {}{why}\n", report.epoch),
         Outcome::Refused => "refused: nothing was changed\n".to_owned(),
         Outcome::Possible => {

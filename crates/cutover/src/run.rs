@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use crate::cancel::{self, cancel as undo};
 use crate::drain::Ear;
 use crate::error::CutoverError;
+use crate::history::History;
 use crate::journal::{self, Entry, State};
 use crate::old::{self, Old};
 use crate::report::{Outcome, Refusal, Report};
@@ -51,6 +52,9 @@ const FEW: usize = 3_000;
 /// How often it is tried to get there: each comparison leaves what is touched meanwhile.
 const ROUNDS: u32 = 3;
 
+/// How long what is committed at the target may be on its way into the way back's log.
+const HEARD: Duration = Duration::from_secs(10);
+
 /// Between two looks at what became of a decision that was sent.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -75,14 +79,15 @@ pub async fn cancel(job: &Job) -> Result<Report, Problem> {
 
 async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
     let target = target(job).await?;
-    let nothing = || refused("nothing_to_cancel", "no cutover is under way".to_owned());
-    let decided = |epoch: i64| refused("decided", format!("epoch {epoch} is decided: the target is the writable side"));
-    let last = if journal::exists(&target).await? { journal::last(&target).await? } else { None };
-    let Some(entry) = last else { return Ok(nothing()) };
+    let nothing = || job.refused("nothing_to_cancel", format!("no {} is under way", job.name()));
+    let decided =
+        |epoch: i64| job.refused("decided", format!("epoch {epoch} is decided: the {} is the writable side", job.new()));
+    let mut olds = olds(job).await?;
+    let history = History::read(olds.iter().map(|old| &old.session), &target).await?;
+    let Some(entry) = history.last.filter(|entry| entry.back == job.is_back()) else { return Ok(nothing()) };
     if entry.state > State::Cancelled {
         return Ok(decided(entry.epoch));
     }
-    let mut olds = olds(job).await?;
     if entry.state == State::Cancelled && !closed(&olds).await? {
         return Ok(nothing());
     }
@@ -92,9 +97,39 @@ async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
     }
 }
 
+impl Job {
+    /// It leads back.
+    pub(crate) fn is_back(&self) -> bool {
+        self.verify.plan.is_back()
+    }
+
+    /// The command, as people call it.
+    pub(crate) fn name(&self) -> &'static str {
+        if self.is_back() { "rollback" } else { "cutover" }
+    }
+
+    /// The side that becomes writable, as people call it.
+    pub(crate) fn new(&self) -> &'static str {
+        if self.is_back() { "source" } else { "target" }
+    }
+
+    /// The side that is closed, as people call it.
+    pub(crate) fn old(&self) -> &'static str {
+        if self.is_back() { "target" } else { "source" }
+    }
+
+    pub(crate) fn report(&self, outcome: Outcome) -> Report {
+        Report { direction: self.verify.plan.direction.as_str(), ..Report::new(outcome) }
+    }
+
+    fn refused(&self, code: &'static str, text: String) -> Report {
+        Report { refused: vec![Refusal { code, text }], ..self.report(Outcome::Refused) }
+    }
+}
+
 async fn target(job: &Job) -> Result<Session, CutoverError> {
     let target = pg::connect(&job.verify.target, "cutover").await?;
-    if !apply::knows(&target, &job.verify.plan.name).await? {
+    if !job.is_back() && !apply::knows(&target, &job.verify.plan.name).await? {
         return Err(Problem::new(
             Code::NoTables,
             format!("plan {:?}", job.verify.plan.name),
@@ -109,7 +144,7 @@ async fn target(job: &Job) -> Result<Session, CutoverError> {
 async fn olds(job: &Job) -> Result<Vec<Old>, CutoverError> {
     let mut olds = Vec::new();
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
-        olds.push(Old::open(&job.verify.plan.name, &source.name, endpoint).await?);
+        olds.push(Old::open(&job.verify.plan, source, endpoint).await?);
     }
     Ok(olds)
 }
@@ -121,10 +156,6 @@ async fn closed(olds: &[Old]) -> Result<bool, CutoverError> {
         closed |= old.look().await?.is_some_and(|line| line.closed);
     }
     Ok(closed)
-}
-
-fn refused(code: &'static str, text: String) -> Report {
-    Report { refused: vec![Refusal { code, text }], ..Report::new(Outcome::Refused) }
 }
 
 /// All that is done before anything is changed.
@@ -146,14 +177,18 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
     let Ready { target, mut remainder, mut ear } = ready;
     journal::open(&target).await?;
     let mut olds = olds(job).await?;
-    let epoch = journal::last(&target).await?.map_or(0, |entry| entry.epoch) + 1;
+    let history = History::read(olds.iter().map(|old| &old.session), &target).await?;
+    if !history.leaves(&job.verify.plan) {
+        return Err(CutoverError::Overtaken("another one has been decided meanwhile".to_owned()));
+    }
+    let epoch = history.epoch() + 1;
     for old in &mut olds {
         old.lead(options.timeout + cancel::LIMIT, false, epoch - 1).await?;
     }
     let token = olds.first().map_or(0, |old| old.token);
-    journal::begin(&target, epoch, token).await?;
+    journal::begin(&target, &job.verify.plan.direction, epoch, token).await?;
     model::failpoint!("cutover_begun");
-    let mut way = Way::new(job, epoch, token, Instant::now() + options.timeout);
+    let mut way = Way::new(job, epoch, token, Instant::now() + options.timeout, options.no_way_back);
     let went = tokio::select! {
         biased;
         () = stop.cancelled() => Err(CutoverError::GivenUp("it was told to stop".to_owned())),
@@ -184,7 +219,7 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
                 Ok((_, target)) => target,
                 Err(CutoverError::Stop(problem)) if problem.code == Code::OutcomeUnknown => {
                     let why = Some(format!("{}: {}; {}", problem.what, problem.why, problem.next));
-                    return Ok(Report { epoch, why, ..Report::new(Outcome::Unknown) });
+                    return Ok(Report { epoch, why, ..job.report(Outcome::Unknown) });
                 }
                 Err(error) => return Err(error),
             }
@@ -206,11 +241,34 @@ async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, 
     if let Some(report) = earlier(job, options, &target).await? {
         return done(report);
     }
-    let found = refusals::find(job, options, &target).await?;
+    let begun = Instant::now();
+    let found = loop {
+        let found = refusals::find(job, options, &target).await?;
+        // Where the other direction has just ended, apply takes a moment to take up this one.
+        let passes = !found.is_empty() && found.iter().all(|refusal| ["apply_down", "lag"].contains(&refusal.code));
+        if !passes || begun.elapsed() > HOPE {
+            break found;
+        }
+        tokio::time::sleep(AGAIN).await;
+    };
     if !found.is_empty() {
-        return done(Report { refused: found, ..Report::new(Outcome::Refused) });
+        return done(Report { refused: found, ..job.report(Outcome::Refused) });
     }
     let mut ear = Ear::open(&job.verify.target).await?;
+    if !options.no_way_back
+        && !job.is_back()
+        && let Some(back) = job.verify.plan.back()
+    {
+        for source in &back.sources {
+            if tokio::time::timeout(HEARD, ear.echo(&source.name, &target)).await.is_err() {
+                let text = format!(
+                    "what is written to the target was not captured for the way back within {} s: `crossfade status` shows why; or `crossfade cutover --no-way-back`",
+                    HEARD.as_secs()
+                );
+                return done(job.refused("way_back", text));
+            }
+        }
+    }
     let mut remainder = None;
     for _ in 0..ROUNDS {
         near(job, &mut ear).await?;
@@ -221,14 +279,14 @@ async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, 
             let other = compared.tables.iter().find(|table| table.verdict != verify::Verdict::Equal);
             let table = other.map_or("a table", |table| table.table.as_str());
             let text = format!("table {table} is {}: `crossfade verify` shows the rows", compared.verdict.as_str());
-            return done(refused("verify_different", text));
+            return done(job.refused("verify_different", text));
         }
         let ready = remainder.insert(verify::Remainder::prepare(&job.verify).await?);
         if ready.rows() <= FEW {
             break;
         }
     }
-    let Some(mut remainder) = remainder else { return done(Report::new(Outcome::Refused)) };
+    let Some(mut remainder) = remainder else { return done(job.report(Outcome::Refused)) };
     if options.dry_run {
         let begun = Instant::now();
         for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
@@ -236,7 +294,7 @@ async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, 
         }
         // While others write there is no comparing; reading up to now is what takes time.
         remainder.read_on().await?;
-        return done(Report { write_gap_ms: Some(report::milliseconds(begun)), ..Report::new(Outcome::Possible) });
+        return done(Report { write_gap_ms: Some(report::milliseconds(begun)), ..job.report(Outcome::Possible) });
     }
     Ok(Ok(Ready { target, remainder, ear }))
 }
@@ -261,42 +319,46 @@ async fn near(job: &Job, ear: &mut Ear) -> Result<(), CutoverError> {
 /// Brings to its end what an earlier process has left. Says how, if that is all there is to do.
 async fn earlier(job: &Job, options: &Options, target: &Session) -> Result<Option<Report>, CutoverError> {
     let plan = &job.verify.plan;
-    let last = if journal::exists(target).await? { journal::last(target).await? } else { None };
-    let decided = last.as_ref().is_some_and(|entry| entry.state > State::Cancelled);
-    if let Some(entry) = last.as_ref().filter(|entry| entry.state == State::Routed) {
-        let text = format!("it is done: the target is the writable side since epoch {}", entry.epoch);
-        return Ok(Some(refused("already", text)));
-    }
+    // Decided here and not at its end: without the other side one can still go on.
+    let here = journal::last(target).await?.filter(|entry| entry.state > State::Cancelled && !entry.done());
+    let (mut sessions, mut lines) = (Vec::new(), Vec::new());
     for (source, endpoint) in plan.sources.iter().zip(&job.verify.sources) {
         let looked = async {
             let session = pg::connect_read_only(endpoint, "cutover").await?;
-            old::look(&session, &pg::fence::source(&plan.name, &source.name)).await
+            let line = old::look(&session, &plan.source_side(source)).await?;
+            Ok::<_, CutoverError>((session, line))
         };
-        let line = match looked.await {
-            Ok(line) => line,
-            // Without it one can still go forward.
-            Err(error) if decided => {
-                warn!(source = source.name, "{error}");
-                continue;
+        match looked.await {
+            Ok((session, line)) => {
+                sessions.push(session);
+                lines.extend(line.map(|line| (&source.name, line)));
             }
+            Err(error) if here.is_some() => warn!(source = source.name, "{error}"),
             Err(error) => return Err(error),
-        };
-        let Some(line) = line else { continue };
-        let known = last.as_ref().map_or(0, |entry| entry.epoch);
-        if line.epoch > known {
-            return Err(old::unknown(&source.name, line.epoch, known));
-        }
-        if let Some(seconds) = line.led {
-            let text = format!(
-                "another `crossfade cutover` is at it, for {seconds:.0} s at most: wait for it, or `crossfade cutover --cancel`"
-            );
-            return Ok(Some(refused("running", text)));
         }
     }
-    let Some(entry) = last else { return Ok(None) };
+    let history = History::read(&sessions, target).await?;
+    if let Some(report) = other_way(job, &history) {
+        return Ok(Some(report));
+    }
+    let side = old::look(target, &plan.target_side()).await?.map(|line| (&plan.name, line));
+    for (name, line) in side.iter().chain(&lines) {
+        if line.epoch > history.epoch() {
+            return Err(old::unknown(name, line.epoch, history.epoch()));
+        }
+    }
+    let name = job.name();
+    if let Some(seconds) = lines.iter().find_map(|(_, line)| line.led) {
+        let text = format!(
+            "another `crossfade {name}` is at it, for {seconds:.0} s at most: wait for it, or `crossfade {name} --cancel`"
+        );
+        return Ok(Some(job.refused("running", text)));
+    }
+    let Some(entry) = history.last.filter(|entry| entry.back == job.is_back()) else { return Ok(None) };
+    let decided = entry.state > State::Cancelled;
     if options.dry_run {
-        let text = format!("epoch {} is decided and not at its end: `crossfade cutover` goes on with it", entry.epoch);
-        return Ok(decided.then(|| refused("already", text)));
+        let text = format!("epoch {} is decided and not at its end: `crossfade {name}` goes on with it", entry.epoch);
+        return Ok(decided.then(|| job.refused("already", text)));
     }
     if decided {
         return Ok(Some(forward_again(job, options, target, &entry).await?));
@@ -308,12 +370,40 @@ async fn earlier(job: &Job, options: &Options, target: &Session) -> Result<Optio
     Ok(None)
 }
 
+/// What is to be said because of an epoch of the other direction, or because this one has nothing to leave.
+fn other_way(job: &Job, history: &History) -> Option<Report> {
+    if let Some(entry) = history.last.as_ref().filter(|entry| !entry.done()) {
+        if entry.back == job.is_back() {
+            return None;
+        }
+        if entry.state.undecided() {
+            let (epoch, name) = (entry.epoch, entry.name());
+            let text = format!("{name} {epoch} is under way: wait for it, or `crossfade {name} --cancel`");
+            return Some(job.refused("running", text));
+        }
+    }
+    match &history.decided {
+        Some(entry) if entry.back == job.is_back() => {
+            let text = format!("it is done: the {} is the writable side since epoch {}", job.new(), entry.epoch);
+            Some(job.refused("already", text))
+        }
+        None if job.is_back() => {
+            Some(job.refused("already", "nothing was ever cut over: the source is the writable side".to_owned()))
+        }
+        Some(entry) if job.is_back() && entry.from.is_none() => {
+            let text = format!("cutover {} was one without a way back: what was written to the target since is not in the source", entry.epoch);
+            Some(job.refused("no_way_back", text))
+        }
+        Some(_) | None => None,
+    }
+}
+
 /// Goes on where the process died that had decided; without sources that cannot be reached.
 async fn forward_again(job: &Job, options: &Options, target: &Session, entry: &Entry) -> Result<Report, CutoverError> {
     let mut olds = Vec::new();
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
         let led = async {
-            let mut old = Old::open(&job.verify.plan.name, &source.name, endpoint).await?;
+            let mut old = Old::open(&job.verify.plan, source, endpoint).await?;
             old.lead(options.timeout, false, entry.epoch).await?;
             Ok(old)
         };
@@ -362,7 +452,7 @@ async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(
             return Err(Problem::new(
                 Code::OutcomeUnknown,
                 format!("epoch {epoch} of plan {:?}", job.verify.plan.name),
-                format!("{error}; the source stays closed, for the target may have been opened"),
+                format!("{error}; the {} stays closed, for the {} may have been opened", job.old(), job.new()),
                 "bring source and target back: any process of the plan then cancels it or finds it committed; or `crossfade cutover` again",
             )
             .into());

@@ -1,5 +1,6 @@
 //! The application's own triggers and rules: at the target of a clone they are there and disabled until the cutover, which sets them as they are at the source.
 
+use apply::Quiet;
 use model::{TableName, quote};
 use pg::Session;
 
@@ -41,6 +42,34 @@ async fn firing(session: &Session, schemas: &[String]) -> Result<Vec<Firing>, Cu
     Ok(rows.iter().map(one).collect())
 }
 
+/// Those that fire for apply's rows as well, where it begins to write.
+pub(crate) async fn quiet(session: &Session) -> Result<Quiet, CutoverError> {
+    let schemas = "SELECT coalesce(array_agg(DISTINCT into_schema), '{}') FROM crossfade.tables";
+    let schemas: Vec<String> = session.query_one(schemas, &[]).await?.get(0);
+    let found = firing(session, &schemas).await?;
+    let loud = |firing: &&Firing| matches!(firing.enabled.as_str(), "A" | "R") && firing.table.is_some();
+    let both = |firing: &Firing| (statement(firing, "DISABLE"), statement(firing, how(&firing.enabled)));
+    Ok(found.iter().filter(loud).map(both).collect())
+}
+
+/// How pg_trigger.tgenabled is said in SQL.
+fn how(enabled: &str) -> &'static str {
+    match enabled {
+        "D" => "DISABLE",
+        "R" => "ENABLE REPLICA",
+        "A" => "ENABLE ALWAYS",
+        _ => "ENABLE",
+    }
+}
+
+fn statement(firing: &Firing, how: &str) -> String {
+    let name = quote::ident(&firing.name);
+    match &firing.table {
+        Some(table) => format!("ALTER TABLE {table} {how} {} {name};", firing.kind),
+        None => format!("ALTER EVENT TRIGGER {name} {how};"),
+    }
+}
+
 /// Statements that make the target's fire as the source's do.
 pub(crate) async fn switch(source: &Session, target: &Session, schemas: &[String]) -> Result<String, CutoverError> {
     let (ours, theirs) = (firing(source, schemas).await?, firing(target, schemas).await?);
@@ -48,17 +77,7 @@ pub(crate) async fn switch(source: &Session, target: &Session, schemas: &[String
     for there in theirs {
         let same = |here: &&Firing| here.table == there.table && here.kind == there.kind && here.name == there.name;
         let Some(here) = ours.iter().find(same).filter(|here| here.enabled != there.enabled) else { continue };
-        let name = quote::ident(&there.name);
-        let how = match here.enabled.as_str() {
-            "D" => "DISABLE",
-            "R" => "ENABLE REPLICA",
-            "A" => "ENABLE ALWAYS",
-            _ => "ENABLE",
-        };
-        statements += &match &there.table {
-            Some(table) => format!("ALTER TABLE {table} {how} {} {name};", there.kind),
-            None => format!("ALTER EVENT TRIGGER {name} {how};"),
-        };
+        statements += &statement(&there, how(&here.enabled));
     }
     Ok(statements)
 }

@@ -5,6 +5,7 @@ use pg::Session;
 use tokio::time::Instant;
 use tracing::info;
 
+use crate::back;
 use crate::drain::Ear;
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
@@ -29,6 +30,8 @@ pub(crate) struct Way<'a> {
     /// What was compared while nobody could write.
     pub rest: verify::Rest,
     pub sequences_left: Vec<String>,
+    /// Nothing is to be carried back afterwards.
+    no_way_back: bool,
 }
 
 /// What goes with the decision.
@@ -39,10 +42,10 @@ pub(crate) struct Switch {
 }
 
 impl<'a> Way<'a> {
-    pub fn new(job: &'a Job, epoch: i64, token: i64, until: Instant) -> Self {
+    pub fn new(job: &'a Job, epoch: i64, token: i64, until: Instant, no_way_back: bool) -> Self {
         let rest = verify::Rest::default();
         let last = Instant::now();
-        Way { job, epoch, token, until, last, closed: None, lsn: None, rest, sequences_left: Vec::new() }
+        Way { job, epoch, token, until, last, closed: None, lsn: None, rest, sequences_left: Vec::new(), no_way_back }
     }
 
     async fn step(&mut self, target: &Session, from: State, to: State) -> Result<(), CutoverError> {
@@ -62,6 +65,10 @@ impl<'a> Way<'a> {
         remainder: &mut verify::Remainder<'_>,
     ) -> Result<Switch, CutoverError> {
         let plan = &self.job.verify.plan;
+        let mut back = None;
+        if let Some(old) = olds.first().filter(|_| !self.no_way_back && !self.job.is_back()) {
+            back = Some(back::prepare(self.job, target, &old.session).await?);
+        }
         let mut schemas = Vec::new();
         for old in olds.iter_mut() {
             let query = "SELECT schema, name FROM crossfade.tables WHERE source = $1::text ORDER BY 1, 2";
@@ -75,11 +82,12 @@ impl<'a> Way<'a> {
             old.prepare(self.epoch, tables, self.until).await?;
         }
         model::failpoint!("fence_prepared");
-        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", "source").await?;
+        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", self.job.old()).await?;
         remainder.read_on().await?;
         self.step(target, State::Begun, State::Fencing).await?;
         model::failpoint!("cutover_fencing");
-        let why = format!("Plan {:?} is cut over to another database (epoch {}).", plan.name, self.epoch);
+        let what = if plan.is_back() { "rolled back to its source" } else { "cut over to another database" };
+        let why = format!("Plan {:?} is {what} (epoch {}).", plan.name, self.epoch);
         for old in olds.iter() {
             old.close(self.epoch, &why, self.until).await?;
             self.closed.get_or_insert_with(Instant::now);
@@ -91,6 +99,10 @@ impl<'a> Way<'a> {
             self.lsn.get_or_insert(lsn);
         }
         journal::note_lsn(target, self.epoch, self.token, self.lsn.as_deref().unwrap_or("0/0")).await?;
+        if let Some(name) = &back {
+            let from = back::from(target, ear, name).await?;
+            journal::note_back(target, self.epoch, self.token, from).await?;
+        }
         self.step(target, State::Fenced, State::Drained).await?;
         model::failpoint!("cutover_drained");
         self.rest = remainder.compare().await?;
@@ -111,7 +123,8 @@ impl<'a> Way<'a> {
         for old in olds.iter() {
             if !old.holds().await? {
                 let why = format!(
-                    "somebody has disabled triggers of the fence at source {:?}: writes may have passed",
+                    "somebody has disabled triggers of the fence at the {} ({}): writes may have passed",
+                    self.job.old(),
                     old.name
                 );
                 return Err(CutoverError::GivenUp(why));
@@ -145,11 +158,13 @@ impl<'a> Way<'a> {
         writable: &str,
     ) -> Result<(), CutoverError> {
         let lsn = self.lsn.as_deref().unwrap_or_default();
-        let told = Told { plan: &self.job.verify.plan.name, epoch: self.epoch, phase, lsn, writable };
+        let plan = &self.job.verify.plan;
+        let told =
+            Told { plan: &plan.name, epoch: self.epoch, direction: plan.direction.as_str(), phase, lsn, writable };
         hooks::noted(self.job, target, name, command, &told).await
     }
 
-    /// The decision: one transaction of the target.
+    /// The decision: one transaction of the side that it opens.
     pub async fn decide(&mut self, target: &Session, switch: &Switch) -> Result<(), CutoverError> {
         let decided = self.write(target, switch).await;
         if decided.is_err() {
@@ -159,7 +174,7 @@ impl<'a> Way<'a> {
         decided?;
         let gap = self.closed.map(milliseconds);
         model::failpoint!("decision_committed");
-        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the target is the writable side");
+        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the {} is the writable side", self.job.new());
         let query = "UPDATE crossfade.journal SET write_gap_ms = $2 WHERE epoch = $1";
         // It is decided, whatever becomes of this.
         let _ = target.execute(query, &[&self.epoch, &gap]).await;
@@ -176,9 +191,7 @@ impl<'a> Way<'a> {
         let ms = milliseconds(self.last);
         journal::step(target, self.epoch, self.token, State::Prepared, State::Committed, ms).await?;
         // Nothing that apply has under way lands behind this.
-        target
-            .batch_execute("UPDATE crossfade.lease SET token = token + 1, worker = NULL, pid = NULL, backend_start = NULL, taken_from = NULL")
-            .await?;
+        apply::bar(target, self.epoch).await?;
         if !target.query_one(WHOLE, &[]).await?.get::<_, bool>(0) {
             let why = "tables are being copied again: wait for the phase `following`".to_owned();
             return Err(CutoverError::GivenUp(why));
@@ -189,9 +202,9 @@ impl<'a> Way<'a> {
         model::failpoint!("sequences_set");
         target.batch_execute(&switch.triggers).await?;
         let opened = "UPDATE crossfade.fence SET opened = $2, epoch = $2 WHERE side = $1::text AND opened < closed";
-        let side = pg::fence::target(&self.job.verify.plan.name);
+        let side = self.job.verify.plan.target_side();
         if target.execute(opened, &[&side, &self.epoch]).await? != 1 {
-            return Err(CutoverError::GivenUp("the target's fence has lost its state, or is open already".to_owned()));
+            return Err(CutoverError::GivenUp(format!("the fence of the {} has lost its state, or is open already", self.job.new())));
         }
         model::failpoint!("decision_written");
         Ok(target.batch_execute("COMMIT").await?)

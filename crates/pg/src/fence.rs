@@ -14,19 +14,7 @@ use tokio_postgres::{Client, Error};
 /// What the names of the triggers begin with, on every table; the plan's name follows.
 pub const TRIGGERS: &str = "crossfade_fence_";
 
-/// The target of a plan, as the fence names it.
-#[must_use]
-pub fn target(plan: &str) -> String {
-    format!("{plan} target")
-}
-
-/// A source of a plan, as the fence names it.
-#[must_use]
-pub fn source(plan: &str, source: &str) -> String {
-    format!("{plan} source {source}")
-}
-
-/// The name of a side's triggers: one database may be the target of one plan and a source of another.
+/// The name of a side's triggers, with the first word of the side's name, the plan: one database may be the target of one plan and a source of another.
 fn trigger(side: &str) -> String {
     quote::ident(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()))
 }

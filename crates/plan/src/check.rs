@@ -9,7 +9,8 @@ use model::{Code, Problem, TableName};
 use crate::server::Server;
 use crate::written::{Entry, File, Section};
 use crate::{
-    Cutover, Hooks, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target, Verify,
+    Cutover, Direction, Hooks, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target,
+    Verify,
 };
 
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
@@ -50,6 +51,7 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
     Ok(Plan {
         name: checked_name(&name, name.text("shop")?)?,
         path: path.to_owned(),
+        direction: Direction::Forward,
         log: check_log(&log, env)?,
         target,
         state_dir: match top.get("state").map(|entry| entry.section(&["dir"])).transpose()?.and_then(|s| s.get("dir")) {

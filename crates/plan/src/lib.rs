@@ -3,9 +3,11 @@
 //! - [`Plan`] and its parts are what everybody else works with; docs/plan.md is the reference for people
 //! - `written` is the file itself: TOML, in which every key knows its line
 //! - `check` makes the one from the other; all it refuses is a [`Problem`](model::Problem) with file, line and a next step
+//! - [`Direction`]: the same plan the other way round is a plan, too
 //! - [`Patterns`] select tables, [`Secret`] keeps URLs out of logs, `size` and `server` read what stands in strings
 
 mod check;
+mod direction;
 mod patterns;
 mod plan;
 mod secret;
@@ -13,6 +15,7 @@ mod server;
 mod size;
 mod written;
 
+pub use direction::{Direction, back_name, origins, source_side, target_side};
 pub use patterns::Patterns;
 pub use plan::{
     Asks, Check, CheckSeverity, Cutover, Fix, Hooks, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Side,

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use globset::{Glob, GlobMatcher};
 use model::TableName;
 
@@ -10,6 +12,8 @@ pub struct Patterns {
     written: Vec<String>,
     select: Vec<Pattern>,
     reject: Vec<Pattern>,
+    /// Just these, whatever the patterns say.
+    exactly: Option<BTreeSet<TableName>>,
 }
 
 #[derive(Clone, Debug)]
@@ -29,11 +33,21 @@ impl Patterns {
             };
             list.push(Pattern::parse(text).map_err(|why| (i, why))?);
         }
-        Ok(Patterns { written, select, reject })
+        Ok(Patterns { written, select, reject, exactly: None })
+    }
+
+    /// These tables and no others.
+    pub(crate) fn exactly(tables: impl IntoIterator<Item = TableName>) -> Patterns {
+        let tables: BTreeSet<TableName> = tables.into_iter().collect();
+        let written = tables.iter().map(TableName::to_string).collect();
+        Patterns { written, select: Vec::new(), reject: Vec::new(), exactly: Some(tables) }
     }
 
     /// Whether `table` is one of them.
     pub fn selects(&self, table: &TableName) -> bool {
+        if let Some(tables) = &self.exactly {
+            return tables.contains(table);
+        }
         let matches = |patterns: &[Pattern]| {
             patterns.iter().any(|p| p.schema.is_match(&table.schema) && p.table.is_match(&table.name))
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use model::{Code, Problem, TableName};
 
-use crate::{Patterns, Secret, check};
+use crate::{Direction, Patterns, Secret, check};
 
 /// A checked plan.
 #[derive(Clone, Debug)]
@@ -13,6 +13,8 @@ pub struct Plan {
     pub name: String,
     /// The file it was read from.
     pub path: PathBuf,
+    /// Which way it leads.
+    pub direction: Direction,
     /// At least one, ordered by name, names unique.
     pub sources: Vec<Source>,
     /// Where everything goes through.

@@ -8,9 +8,15 @@ use pg::{Endpoint, PgError, Session};
 use plan::{Plan, Source};
 
 use crate::backlog::{self, Backlog};
-use crate::model::{Applied, Lag, LogState, Phase, SourceState, Status, TableProgress, TableState, Verified, Warning};
+use crate::epochs::Epochs;
+use crate::model::{
+    Applied, Lag, LogState, Phase, Rogue, SourceState, Status, TableProgress, TableState, Verified, Warning, WayBack,
+};
 use crate::source::{self, SourceNow};
 use crate::target::{self, Other, Stopped, TargetNow};
+
+/// What warnings of the way back are called.
+const WAY_BACK: &str = "way_back";
 
 /// Gathers the status as often as asked, over connections that it keeps.
 pub struct Gather {
@@ -60,7 +66,7 @@ impl Gather {
         let (sources, target) = tokio::join!(join_all(looks), async { self.target.session().await.map(|_| ()).err() });
         let target = match target {
             Some(error) => Err(error),
-            None => look_at_target(&mut self.target, &plan.name).await,
+            None => look_at_target(&mut self.target, &plan).await,
         };
         let target = match target {
             Ok(Ok(now)) => now,
@@ -82,6 +88,7 @@ impl Gather {
             None
         });
         let closed = sources.iter().map(|now| now.as_ref().ok().map(|now| now.closed)).collect::<Vec<_>>();
+        let epochs = sources.iter().flatten().fold(target.epochs.clone(), |all, now| all.with(now.epochs.clone()));
         let writable = writable(&closed, target.phase.is_some().then_some(target.open));
         let mut states = Vec::new();
         for ((source, link), now) in plan.sources.iter().zip(&mut self.sources).zip(sources) {
@@ -99,18 +106,61 @@ impl Gather {
             let clock = clock(link, now.is_some()).await;
             states.push(state(&plan, source, now, backlog, &target, clock, &mut warnings));
         }
-        self.status(states, target, writable, log_state, warnings).await
+        let way_back = self.way_back(log.as_ref(), &target, &mut warnings).await;
+        self.status(states, target, epochs, way_back, writable, log_state, warnings).await
     }
 
+    /// The way back, once something captures it.
+    async fn way_back(
+        &mut self,
+        log: Option<&Arc<dyn Log>>,
+        target: &TargetNow,
+        warnings: &mut Vec<Warning>,
+    ) -> Option<WayBack> {
+        let (back, [link]) = (self.plan.back()?, &mut self.sources[..]) else { return None };
+        let source = back.sources.first()?;
+        let now = look_at_source(&mut self.target, &back, source).await.ok()?;
+        if now.slot.is_none() && !target.open {
+            return None;
+        }
+        let there = look_at_target(link, &back).await.ok()?.unwrap_or_default();
+        let mut said = Vec::new();
+        let backlog = match log {
+            Some(log) => look_at_log(&**log, &back, source, &there, &mut LogState::default(), &mut said).await,
+            None => None,
+        };
+        let clock = clock(&mut self.target, true).await;
+        let mut state = state(&back, source, Some(now), backlog, &there, clock, &mut said);
+        if !target.open {
+            // Nothing is to be applied yet.
+            state.lag = Lag::default();
+            said.retain(|warning| warning.code != "lag_estimated");
+        } else if !there.barred {
+            said.extend(apply_down(&there));
+        }
+        warnings.extend(said.into_iter().map(|warning| Warning::new(WAY_BACK, format!("way back: {}", warning.text))));
+        let transactions = there.checkpoints.values().map(|checkpoint| checkpoint.transactions.unsigned_abs()).sum();
+        Some(WayBack { state, worker: there.worker.map(|(worker, _)| worker), transactions })
+    }
+
+    #[allow(clippy::too_many_arguments)]
     async fn status(
         &mut self,
         sources: Vec<SourceState>,
         target: TargetNow,
+        epochs: Epochs,
+        way_back: Option<WayBack>,
         writable_side: &'static str,
         log: LogState,
         mut warnings: Vec<Warning>,
     ) -> Status {
-        warnings.extend(apply_down(&target));
+        // After a cutover there is nothing to be applied.
+        warnings.extend(apply_down(&target).filter(|_| !target.open));
+        warnings.extend(target.rogue.iter().map(|rogue| {
+            let Rogue { table, rows, key, .. } = rogue;
+            let text = format!("somebody else has written {rows} rows to {table} of the target, the last with {key}");
+            Warning::new("rogue_writes", text)
+        }));
         let mut tables = target.tables;
         if matches!(target.phase, Some(Phase::Starting | Phase::Copying)) {
             self.add_waiting(&mut tables).await;
@@ -124,8 +174,11 @@ impl Gather {
         Status {
             schema_version: 1,
             plan: self.plan.name.clone(),
-            epoch: target.epoch,
-            phase: target.phase,
+            epoch: epochs.count(),
+            phase: target.phase.map(|phase| epochs.phase().unwrap_or(phase)),
+            follows: target.phase,
+            way_back,
+            rogue: target.rogue,
             writable_side,
             sources,
             tables,
@@ -173,10 +226,6 @@ impl Gather {
 
 /// Whether nobody applies, and why.
 fn apply_down(target: &TargetNow) -> Option<Warning> {
-    // After a cutover there is nothing to be applied.
-    if target.open {
-        return None;
-    }
     match (&target.worker, target.phase, &target.stopped) {
         (Some((_, true)), ..) | (_, None | Some(Phase::Starting), _) => None,
         (_, _, Some(Stopped { worker, code, text })) => {
@@ -192,12 +241,12 @@ fn apply_down(target: &TargetNow) -> Option<Warning> {
 async fn look_at_source(link: &mut Link, plan: &Plan, source: &Source) -> Result<SourceNow, PgError> {
     let slot = capture::slot_name(&plan.name, &source.name);
     let place = link.endpoint.describe();
-    source::look(link.session().await?, &pg::fence::source(&plan.name, &source.name), &slot)
+    source::look(link.session().await?, &plan.source_side(source), &slot)
         .await
         .map_err(|error| error.at(&place))
 }
 
-async fn look_at_target(link: &mut Link, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
+async fn look_at_target(link: &mut Link, plan: &Plan) -> Result<Result<TargetNow, Other>, PgError> {
     let place = link.endpoint.describe();
     let now = target::look(link.session().await?, plan).await.map_err(|error| error.at(&place));
     if now.is_err() {

@@ -1,10 +1,11 @@
 //! How a migration stands: one model ([`Status`]), gathered from the plan alone ([`Gather`]), shown as text ([`text`]), progress bars
 //! ([`Bars`]) or JSON. Works from any machine, and while parts are down: what is not known is absent, and a warning says why.
 //!
-//! [`source`], [`target`] and [`backlog`] each ask one of the three places; [`verdicts`] are in the target, too.
+//! [`source`], [`target`] and [`backlog`] each ask one of the three places; [`verdicts`] are in the target, too; cutovers ([`epochs`]) on both sides.
 
 mod backlog;
 mod bars;
+mod epochs;
 mod gather;
 mod model;
 mod source;
@@ -15,7 +16,7 @@ mod verdicts;
 pub use bars::Bars;
 pub use gather::Gather;
 pub use model::{
-    Applied, Lag, LogState, NotEqual, Oldest, Phase, SourceState, Status, TableProgress, TableState, Unfinished,
-    Verified, Warning,
+    Applied, Lag, LogState, NotEqual, Oldest, Phase, Rogue, SourceState, Status, TableProgress, TableState, Unfinished,
+    Verified, Warning, WayBack,
 };
 pub use text::text;

@@ -7,10 +7,17 @@ pub struct Status {
     pub schema_version: u32,
     /// The plan's name.
     pub plan: String,
-    /// Cutovers so far.
+    /// Cutovers and rollbacks so far.
     pub epoch: u64,
     /// Absent while the target cannot be asked.
     pub phase: Option<Phase>,
+    /// How far copy and tail are, whatever cutovers there were.
+    #[serde(skip)]
+    pub follows: Option<Phase>,
+    /// The way back; absent where there is none, or not yet.
+    pub way_back: Option<WayBack>,
+    /// Rows that others than apply have written to the target since it was last compared in full.
+    pub rogue: Vec<Rogue>,
     /// Where the application may write: `source`, `target`, `none`, or `unknown` while a server cannot be asked that decides it.
     pub writable_side: &'static str,
     /// In the plan's order.
@@ -51,6 +58,33 @@ pub enum Phase {
     Committed,
     /// The application is led over.
     Routed,
+    /// The same, and what it writes goes back into the source.
+    Reversing,
+}
+
+/// How what is written to the target gets into the source. Before a cutover it is only captured.
+#[derive(Clone, Debug, Serialize)]
+pub struct WayBack {
+    /// The target as what is captured, and how far the source is behind it after a cutover.
+    #[serde(flatten)]
+    pub state: SourceState,
+    /// `host:pid` of the process that applies it to the source.
+    pub worker: Option<String>,
+    /// Transactions that it has applied.
+    pub transactions: u64,
+}
+
+/// Rows of a table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rogue {
+    /// `schema.name` in the target.
+    pub table: String,
+    /// How many.
+    pub rows: u64,
+    /// The last one's key, or `TRUNCATE`.
+    pub key: String,
+    /// When that was committed, RFC 3339.
+    pub at: String,
 }
 
 /// A source. LSNs are in Postgres's form.

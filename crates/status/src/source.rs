@@ -6,6 +6,8 @@ use capture::SlotState;
 use model::Lsn;
 use pg::{PgError, Session};
 
+use crate::epochs::Epochs;
+
 /// How long the walsender may take to have read what was written a moment ago: unsynced commits are flushed every 0.2 s,
 /// and only then does it read them.
 const CATCH_UP: Duration = Duration::from_millis(1_200);
@@ -23,17 +25,18 @@ pub(crate) struct SourceNow {
     pub sent: bool,
     /// A cutover has closed it to writes.
     pub closed: bool,
+    pub epochs: Epochs,
 }
 
 /// Asks it, and gives a running capture the moment that it needs to get to where the WAL ended at the beginning of this.
 pub(crate) async fn look(session: &Session, side: &str, slot: &str) -> Result<SourceNow, PgError> {
-    let closed = closed(session, side).await?;
+    let (closed, epochs) = (closed(session, side).await?, Epochs::read(session).await?);
     let lsn = pg::catalog::wal_position(session).await?;
     let begun = tokio::time::Instant::now();
     loop {
         let state = capture::slot_state(session, slot).await?;
         let Some(pid) = state.as_ref().and_then(|state| state.active_pid) else {
-            return Ok(SourceNow { lsn, slot: state, sent: false, closed });
+            return Ok(SourceNow { lsn, slot: state, sent: false, closed, epochs });
         };
         let row = session
             .query_opt(
@@ -43,7 +46,7 @@ pub(crate) async fn look(session: &Session, side: &str, slot: &str) -> Result<So
             .await?;
         let sent = row.is_some_and(|row| lsn.bytes_since(Lsn(row.get::<_, i64>(0) as u64)) <= PAGE_HEADER);
         if sent || begun.elapsed() > CATCH_UP {
-            return Ok(SourceNow { lsn, slot: state, sent, closed });
+            return Ok(SourceNow { lsn, slot: state, sent, closed, epochs });
         }
         tokio::time::sleep(POLL).await;
     }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use model::{Lsn, Seq, TableName};
 use pg::{PgError, Session};
+use plan::Plan;
 
-use crate::model::{Phase, TableProgress, TableState, Verified};
+use crate::epochs::Epochs;
+use crate::model::{Phase, Rogue, TableProgress, TableState, Verified};
 use crate::verdicts;
 
 /// The state of one plan in the target.
@@ -18,10 +20,13 @@ pub(crate) struct TargetNow {
     /// What has stopped apply, if that needs people.
     pub stopped: Option<Stopped>,
     pub phase: Option<Phase>,
-    /// The last cutover.
-    pub epoch: u64,
+    pub epochs: Epochs,
+    /// Rows that others have written to the target.
+    pub rogue: Vec<Rogue>,
     /// The application may write here.
     pub open: bool,
+    /// Apply may not.
+    pub barred: bool,
     pub verify: Option<Verified>,
 }
 
@@ -47,21 +52,21 @@ pub(crate) struct Checkpoint {
 pub(crate) struct Other(pub String);
 
 /// Reads everything as of one instant.
-pub(crate) async fn look(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
+pub(crate) async fn look(session: &Session, plan: &Plan) -> Result<Result<TargetNow, Other>, PgError> {
     session.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let now = read(session, plan).await;
     session.batch_execute("ROLLBACK").await?;
     now
 }
 
-async fn read(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>, PgError> {
+async fn read(session: &Session, plan: &Plan) -> Result<Result<TargetNow, Other>, PgError> {
     let there: bool = session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0);
     if !there {
         let verify = Some(Verified::default());
         return Ok(Ok(TargetNow { phase: Some(Phase::Starting), verify, ..TargetNow::default() }));
     }
     let name: Option<String> = session.query_opt("SELECT name FROM crossfade.plan", &[]).await?.map(|row| row.get(0));
-    if let Some(other) = name.filter(|name| name != plan) {
+    if let Some(other) = name.filter(|name| *name != plan.name) {
         return Ok(Err(Other(other)));
     }
     let checkpoints = checkpoints(session).await?;
@@ -88,48 +93,47 @@ async fn read(session: &Session, plan: &str) -> Result<Result<TargetNow, Other>,
         (true, true) => Phase::Following,
     };
     let stopped = session.query_opt(STOPPED, &[]).await?;
-    let (cutover, open) = (cutover(session).await?, open(session).await?);
     Ok(Ok(TargetNow {
         checkpoints,
         tables,
         worker: row.map(|row| (row.get(0), row.get(1))),
         stopped: stopped.map(|row| Stopped { worker: row.get(0), code: row.get(1), text: row.get(2) }),
-        phase: Some(cutover.and_then(|(_, phase)| phase).unwrap_or(phase)),
-        epoch: cutover.map_or(0, |(epoch, _)| epoch),
-        open,
+        phase: Some(phase),
+        epochs: Epochs::read(session).await?,
+        rogue: rogue(session).await?,
+        barred: barred(session).await?,
+        open: open(session, &plan.target_side()).await?,
         verify: Some(verdicts::read(session).await?),
     }))
 }
 
-/// The last cutover, and its phase if it is under way or decided.
-async fn cutover(session: &Session) -> Result<Option<(u64, Option<Phase>)>, PgError> {
-    if !session.query_one("SELECT to_regclass('crossfade.journal') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
-        return Ok(None);
+async fn barred(session: &Session) -> Result<bool, PgError> {
+    let query = "SELECT coalesce(to_jsonb(l) ->> 'barred', 'false') = 'true' FROM crossfade.lease l";
+    Ok(session.query_opt(query, &[]).await?.is_some_and(|row| row.get(0)))
+}
+
+async fn rogue(session: &Session) -> Result<Vec<Rogue>, PgError> {
+    if !session.query_one("SELECT to_regclass('crossfade.rogue') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(Vec::new());
     }
-    let query = "SELECT epoch, state FROM crossfade.journal ORDER BY epoch DESC LIMIT 1";
-    Ok(session.query_opt(query, &[]).await?.map(|row| {
-        let phase = match row.get(1) {
-            "fencing" => Some(Phase::Fencing),
-            "fenced" => Some(Phase::Fenced),
-            "drained" => Some(Phase::Drained),
-            "prepared" => Some(Phase::Prepared),
-            "committed" => Some(Phase::Committed),
-            "routed" => Some(Phase::Routed),
-            // It has just begun, or is cancelled: the migration is where it was.
-            _ => None,
-        };
-        (row.get::<_, i64>(0).unsigned_abs(), phase)
-    }))
+    let query = "SELECT schema || '.' || name, rows, key, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM crossfade.rogue ORDER BY 1";
+    let rows = session.query(query, &[]).await?;
+    let rogue = rows.iter().map(|row| Rogue {
+        table: row.get(0),
+        rows: row.get::<_, i64>(1).unsigned_abs(),
+        key: row.get(2),
+        at: row.get(3),
+    });
+    Ok(rogue.collect())
 }
 
 /// The application may write to the target.
-async fn open(session: &Session) -> Result<bool, PgError> {
+async fn open(session: &Session, side: &str) -> Result<bool, PgError> {
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(false);
     }
-    let query =
-        "SELECT f.opened >= f.closed FROM crossfade.fence f, crossfade.plan p WHERE f.side = p.name || ' target'";
-    Ok(session.query_opt(query, &[]).await?.is_some_and(|row| row.get(0)))
+    let query = "SELECT opened >= closed FROM crossfade.fence WHERE side = $1::text";
+    Ok(session.query_opt(query, &[&side]).await?.is_some_and(|row| row.get(0)))
 }
 
 /// What the lease's holder was stopped by, or else the process that was seen last. The columns came later: until an apply process of this version has

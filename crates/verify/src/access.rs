@@ -8,6 +8,7 @@ use model::{Problem, Record, Seq};
 use crate::error::VerifyError;
 
 /// How to get at the log.
+#[derive(Clone)]
 pub enum LogAccess {
     /// It shows what is appended.
     Live(Arc<dyn Log>),

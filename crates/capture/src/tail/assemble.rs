@@ -26,14 +26,24 @@ pub(super) struct Assembler {
     state: State,
     streamed: Streamed,
     replays: Vec<Replay>,
+    /// The last transaction that was left out ends here.
+    passed: Lsn,
 }
 
 enum State {
     Between,
-    /// Inside of a transaction that is sent whole; `true` if it is in the log already.
-    Transaction {
-        skip: bool,
+    /// Inside of a transaction that is sent whole, and nothing of it has come yet.
+    Begun {
+        xid: u32,
+        final_lsn: Lsn,
+        commit_time: i64,
     },
+    /// The same, and its beginning is handed on.
+    Open,
+    /// Inside of one that is in the log already.
+    Logged,
+    /// Inside of one that apply has written here, for the other direction.
+    Own,
     /// Inside of a block of a transaction in progress.
     Stream {
         top: u32,
@@ -51,7 +61,13 @@ impl Assembler {
             state: State::Between,
             streamed: Streamed::new(spill, budget),
             replays: Vec::new(),
+            passed: Lsn::ZERO,
         }
+    }
+
+    /// Up to where there is nothing but what was handed on and what apply has written here; only [between transactions](Self::between_transactions).
+    pub fn passed(&self) -> Lsn {
+        self.passed
     }
 
     /// No transaction is half read, so what the server says to have sent is complete.
@@ -63,17 +79,18 @@ impl Assembler {
     pub fn take(&mut self, payload: Bytes, out: &mut Packer) -> Result<(), CaptureError> {
         match self.decoder.decode(payload)? {
             PgOutput::Begin { final_lsn, commit_time, xid } => {
-                let skip = final_lsn < self.logged;
-                if !skip {
-                    out.begin(self.widen(xid), final_lsn, commit_time);
-                }
-                self.state = State::Transaction { skip };
+                self.state = match final_lsn < self.logged {
+                    true => State::Logged,
+                    false => State::Begun { xid, final_lsn, commit_time },
+                };
             }
             PgOutput::Commit { end_lsn, .. } => {
-                if matches!(self.state, State::Transaction { skip: false }) {
-                    out.commit(end_lsn);
+                self.open(out);
+                match std::mem::replace(&mut self.state, State::Between) {
+                    State::Open => out.commit(end_lsn),
+                    State::Own => self.passed = end_lsn,
+                    State::Begun { .. } | State::Logged | State::Between | State::Stream { .. } => {}
                 }
-                self.state = State::Between;
             }
             PgOutput::StreamStart { xid, .. } => self.state = State::Stream { top: xid },
             PgOutput::StreamStop => self.state = State::Between,
@@ -83,7 +100,9 @@ impl Assembler {
                     self.streamed.abort(xid, xid)?;
                 } else {
                     let replay = self.streamed.commit(xid, end_lsn);
-                    out.begin(self.widen(xid), commit_lsn, commit_time);
+                    if !replay.own {
+                        out.begin(self.widen(xid), commit_lsn, commit_time);
+                    }
                     self.replays.push(replay);
                     // All of it before anything that comes later.
                     while self.replay(out)? && !out.full() {}
@@ -91,7 +110,9 @@ impl Assembler {
             }
             PgOutput::Relation { relation, .. } => match self.state {
                 State::Stream { top } => self.streamed.push(top, Item::Relation(relation))?,
-                State::Between | State::Transaction { .. } => self.describe(relation, out),
+                State::Between | State::Begun { .. } | State::Open | State::Logged | State::Own => {
+                    self.describe(relation, out);
+                }
             },
             PgOutput::Insert { xid, relation, new } => self.change(xid, Change::Insert { relation, new }, out)?,
             PgOutput::Update { xid, relation, old, new } => {
@@ -110,9 +131,28 @@ impl Assembler {
                     self.change(xid, Change::Marker(marker), out)?;
                 }
             }
+            PgOutput::Origin { name, .. } if self.is_own(&name) => match self.state {
+                State::Begun { .. } => self.state = State::Own,
+                State::Stream { top } => self.streamed.own(top),
+                State::Between | State::Open | State::Logged | State::Own => {}
+            },
             PgOutput::Origin { .. } | PgOutput::Type { .. } => {}
         }
         Ok(())
+    }
+
+    /// Whether an origin is one of those under which apply writes for this plan.
+    fn is_own(&self, origin: &str) -> bool {
+        let number = origin.strip_prefix(&plan::origins(&self.running.job.plan.name));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+
+    /// Hands on the beginning of the transaction that is being sent, if that is still to be done.
+    fn open(&mut self, out: &mut Packer) {
+        if let State::Begun { xid, final_lsn, commit_time } = self.state {
+            out.begin(self.widen(xid), final_lsn, commit_time);
+            self.state = State::Open;
+        }
     }
 
     /// Anybody may emit a message; ours carry the plan's nonce.
@@ -122,10 +162,15 @@ impl Assembler {
     }
 
     fn change(&mut self, xid: Option<u32>, change: Change, out: &mut Packer) -> Result<(), CaptureError> {
+        self.open(out);
         match self.state {
             State::Stream { top } => self.streamed.push(top, Item::Change { xid: xid.unwrap_or(top), change }),
-            State::Transaction { skip: true } => Ok(()),
-            State::Transaction { skip: false } => self.put(change, out),
+            State::Logged => Ok(()),
+            State::Own => {
+                self.leave_out(&change);
+                Ok(())
+            }
+            State::Begun { .. } | State::Open => self.put(change, out),
             State::Between => Err(internal("a change outside of any transaction")),
         }
     }
@@ -157,15 +202,24 @@ impl Assembler {
         Ok(())
     }
 
+    /// Of what apply has written here only that tables were emptied is of interest.
+    fn leave_out(&self, change: &Change) {
+        if let Change::Truncate { relations, .. } = change {
+            self.running.note_truncate(relations);
+        }
+    }
+
     /// Hands on the next piece of a transaction that was streamed and has committed. Says whether there was one.
     pub fn replay(&mut self, out: &mut Packer) -> Result<bool, CaptureError> {
         let Some(mut replay) = self.replays.pop() else { return Ok(false) };
         match self.streamed.piece(&mut replay)? {
+            None if replay.own => self.passed = replay.end_lsn,
             None => out.commit(replay.end_lsn),
             Some(items) => {
                 for item in items {
                     match item {
                         Item::Relation(relation) => self.describe(relation, out),
+                        Item::Change { change, .. } if replay.own => self.leave_out(&change),
                         Item::Change { change, .. } => self.put(change, out)?,
                     }
                 }

@@ -57,6 +57,7 @@ struct Transaction {
     pieces: u32,
     on_disk: u64,
     aborted: HashSet<u32>,
+    own: bool,
 }
 
 /// A transaction that has committed, to be read back from its beginning.
@@ -68,6 +69,8 @@ pub(super) struct Replay {
     on_disk: u64,
     rest: Option<Vec<Item>>,
     aborted: HashSet<u32>,
+    /// Apply has written it here, for the other direction: there are no rows in it.
+    pub own: bool,
 }
 
 impl Streamed {
@@ -80,6 +83,9 @@ impl Streamed {
     pub fn push(&mut self, top: u32, item: Item) -> Result<(), CaptureError> {
         let bytes = size(&item);
         let transaction = self.transactions.entry(top).or_default();
+        if transaction.own && !matches!(item, Item::Relation(_) | Item::Change { change: Change::Truncate { .. }, .. }) {
+            return Ok(());
+        }
         transaction.items.push(item);
         transaction.bytes += bytes;
         self.bytes += bytes;
@@ -89,6 +95,11 @@ impl Streamed {
             self.spill(xid)?;
         }
         Ok(())
+    }
+
+    /// Apply has written this one here, for the other direction: its rows are not kept.
+    pub fn own(&mut self, top: u32) {
+        self.transactions.entry(top).or_default().own = true;
     }
 
     fn spill(&mut self, xid: u32) -> Result<(), CaptureError> {
@@ -136,6 +147,7 @@ impl Streamed {
             on_disk: transaction.on_disk,
             rest: Some(transaction.items),
             aborted: transaction.aborted,
+            own: transaction.own,
         }
     }
 

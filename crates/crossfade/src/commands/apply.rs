@@ -24,6 +24,9 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
     let stop = stop.child_token();
     let mut parts = JoinSet::new();
     parts.spawn(wiring::guard(&plan, stop.clone())?);
+    if let Some(part) = wiring::apply_back(&job, stop.clone())? {
+        parts.spawn(part);
+    }
     parts.spawn(apply::run(job, stop.clone()));
     supervise(parts, stop).await
 }

@@ -25,6 +25,9 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
     let stop = stop.child_token();
     let mut parts = JoinSet::new();
     parts.spawn(wiring::guard(&plan, stop.clone())?);
+    if let Some(part) = wiring::capture_back(&captures, stop.clone())? {
+        parts.spawn(part);
+    }
     for job in captures {
         parts.spawn(capture::run(job, stop.clone()));
     }

@@ -47,15 +47,24 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
     for (name, session) in &sources {
         let removed = capture::remove(session, &plan.name, name, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
+        let removed = apply::remove_origins(session, &plan.name, yes).await?;
+        found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
         let removed = cutover::remove(session, &plan.name, name, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
+    }
+    let back = plan.back();
+    for source in back.iter().flat_map(|back| &back.sources) {
+        let removed = capture::remove(&target, &plan.name, &source.name, yes).await?;
+        found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     }
     let removed = apply::remove(&target, &plan.name, yes).await?;
     found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     if let Some(log) = log {
-        found.extend(
-            streams(&plan, &*log, &pg::catalog::identity(&target).await.map_err(pg::PgError::from)?, yes).await?,
-        );
+        let identity = async |session| pg::catalog::identity(session).await.map_err(pg::PgError::from);
+        if let (Some(back), Some((_, source))) = (&back, sources.first()) {
+            found.extend(streams(back, &*log, &identity(source).await?, yes).await?);
+        }
+        found.extend(streams(&plan, &*log, &identity(&target).await?, yes).await?);
     }
     let document = json!({ "plan": plan.name, "removed": yes, "found": found, "running": live });
     if output.json {
@@ -77,7 +86,21 @@ fn entry(place: &str, thing: &str) -> Value {
 async fn live(plan: &Plan, target: &Session, sources: &[(String, Session)]) -> Result<Vec<String>, Problem> {
     let mut live: Vec<String> =
         apply::live_workers(target, &plan.name).await?.into_iter().map(|worker| format!("apply {worker}")).collect();
+    if cutover::acts_at_target(target, &plan.name).await? {
+        live.push("a rollback, at the target".to_owned());
+    }
+    for source in plan.back().iter().flat_map(|back| &back.sources) {
+        let name = capture::slot_name(&plan.name, &source.name);
+        let slot = capture::slot_state(target, &name).await.map_err(pg::PgError::from)?;
+        live.extend(
+            slot.and_then(|slot| slot.active_pid)
+                .map(|pid| format!("capture of the way back (the target's walsender {pid})")),
+        );
+    }
     for (name, session) in sources {
+        live.extend(
+            apply::live_workers(session, &plan.name).await?.into_iter().map(|worker| format!("apply {worker}, back")),
+        );
         if cutover::acts(session, &plan.name, name).await? {
             live.push(format!("a cutover, at source {name}"));
         }

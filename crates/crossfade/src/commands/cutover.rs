@@ -8,15 +8,20 @@ use tokio_util::sync::CancellationToken;
 use crate::report::{self, Output};
 use crate::wiring;
 
-/// Cuts over, or cancels the cutover that is under way. Exit code 1 if it is refused or cancelled.
+/// Cuts over or, with `back`, back again; or cancels what is under way. Exit code 1 if it is refused or cancelled.
 pub(crate) async fn run(
     plan: Arc<Plan>,
+    back: bool,
     options: &Options,
     cancel: bool,
     stop: &CancellationToken,
     output: Output,
 ) -> Result<u8, Problem> {
-    let job = Job { verify: wiring::comparison(&plan).await? };
+    let verify = wiring::comparison(&plan).await?;
+    let job = match back {
+        false => Job { verify },
+        true => Job { verify: cutover::reversed(&verify).await?.ok_or_else(|| no_way_back(&plan))? },
+    };
     let report = match cancel {
         true => cutover::cancel(&job).await?,
         false => cutover::run(&job, options, stop).await?,
@@ -28,6 +33,15 @@ pub(crate) async fn run(
     } else {
         output.text(&cutover::text(&report));
     }
-    report::keep(&plan, "cutover", &document);
+    report::keep(&plan, if back { "rollback" } else { "cutover" }, &document);
     Ok(if cancel && report.outcome == cutover::Outcome::Cancelled { 0 } else { report.outcome.exit() })
+}
+
+fn no_way_back(plan: &Plan) -> Problem {
+    Problem::new(
+        Code::CutoverRefused,
+        format!("plan {:?}", plan.name),
+        "there is nothing to roll back: it was never run, or it has several sources, for which there is no way back",
+        "`crossfade status` shows how it stands",
+    )
 }

@@ -15,7 +15,7 @@ pub(crate) async fn run(plan: Arc<Plan>, fix: bool, output: Output) -> Result<u8
     for source in &plan.sources {
         sources.push((source.name.clone(), wiring::source(source)?));
     }
-    let databases = Databases::new(wiring::target(&plan)?, sources, fix);
+    let databases = Databases::new(wiring::target(&plan)?, sources, fix.then(|| plan.name.clone()));
     let report = reconcile(&plan, databases, fix).await?;
     // Once: the report that people read says only which checks they are.
     for problem in report.checks.iter().filter_map(|check| check.error.as_ref()) {

@@ -23,6 +23,10 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
     };
     let stop = stop.child_token();
     let mut parts = JoinSet::new();
+    let back = [wiring::capture_back(&captures, stop.clone())?, wiring::apply_back(&applier, stop.clone())?];
+    for part in back.into_iter().flatten() {
+        parts.spawn(part);
+    }
     for job in captures {
         parts.spawn(capture::run(job, stop.clone()));
     }

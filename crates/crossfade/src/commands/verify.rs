@@ -14,7 +14,7 @@ use crate::wiring;
 pub(crate) async fn run(plan: Arc<Plan>, options: Options, output: Output, stop: &Stop) -> Result<u8, Problem> {
     let watch = Told { rows: Lines::new(&plan, "verify-rows"), open: AtomicBool::new(false) };
     let compared = async {
-        let job = wiring::comparison(&plan).await?;
+        let job = wiring::comparison_now(&plan).await?;
         verify::run(&job, &options, &watch).await
     };
     let token = stop.token();

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use model::{Code, Problem, quote};
-use pg::{Endpoint, PgError, Session};
+use pg::{Endpoint, Session};
 use plan::{Check, Side};
 use tokio_postgres::{IsolationLevel, Transaction};
 
@@ -14,11 +14,15 @@ pub struct Databases {
 }
 
 impl Databases {
-    /// The target, and the sources with their names. Only with `fix` is there ever a session that could write, and on the
+    /// The target, and the sources with their names. Only with `fix`, the plan's name, is there ever a session that could write, and on the
     /// target alone.
-    pub fn new(target: Endpoint, sources: impl IntoIterator<Item = (String, Endpoint)>, fix: bool) -> Databases {
+    pub fn new(
+        target: Endpoint,
+        sources: impl IntoIterator<Item = (String, Endpoint)>,
+        fix: Option<String>,
+    ) -> Databases {
         let source = |(name, endpoint): (String, Endpoint)| {
-            (name.clone(), Place::new(format!("source {name:?}"), endpoint, false))
+            (name.clone(), Place::new(format!("source {name:?}"), endpoint, None))
         };
         Databases {
             target: Place::new("the target".to_owned(), target, fix),
@@ -63,14 +67,15 @@ struct Place {
     /// As people are told.
     name: String,
     endpoint: Endpoint,
-    writes: bool,
+    /// For which plan it may be written to.
+    writes: Option<String>,
     session: Option<Session>,
     /// Why it could not be connected to: not tried again for every check.
     refused: Option<Problem>,
 }
 
 impl Place {
-    fn new(name: String, endpoint: Endpoint, writes: bool) -> Place {
+    fn new(name: String, endpoint: Endpoint, writes: Option<String>) -> Place {
         Place { name, endpoint, writes, session: None, refused: None }
     }
 
@@ -93,19 +98,19 @@ impl Place {
         Ok(self.session.insert(open))
     }
 
-    async fn connect(&self) -> Result<Session, PgError> {
-        match self.writes {
-            true => {
+    async fn connect(&self) -> Result<Session, Problem> {
+        match &self.writes {
+            Some(plan) => {
                 let session = pg::connect(&self.endpoint, "reconcile").await?;
-                pg::fence::exempt(&session).await?;
+                // What it puts right is no stranger's doing.
+                apply::join_in(&session, plan).await?;
                 Ok(session)
             }
-            false => pg::connect_read_only(&self.endpoint, "reconcile").await,
+            None => Ok(pg::connect_read_only(&self.endpoint, "reconcile").await?),
         }
     }
 
-    fn give_up(&mut self, error: PgError) -> Problem {
-        let problem = Problem::from(error);
+    fn give_up(&mut self, problem: Problem) -> Problem {
         let problem = Problem { what: format!("{}, {}", self.name, problem.what), ..problem };
         self.refused.insert(problem).clone()
     }
