@@ -70,7 +70,7 @@ async fn hook(
     let plan = &job.verify.plan;
     let lsn = journal::last(target).await?.and_then(|entry| entry.lsn).unwrap_or_default();
     let direction = plan.direction.as_str();
-    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.new() };
+    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.opens() };
     hooks::noted(job, target, name, command, &told).await
 }
 
@@ -91,22 +91,18 @@ async fn after(job: &Job, target: &Session, epoch: i64, token: i64, back: bool) 
 
 /// What the application writes from the decision on goes to the other side: the way back of a cutover begins, or, after a rollback, the way forward goes on. Whoever does it again
 /// changes nothing. Says whether there is a way back.
-pub(crate) async fn hand_over(
-    job: &Job,
-    target: &Session,
-    olds: &[Old],
-    epoch: i64,
-) -> Result<bool, CutoverError> {
+pub(crate) async fn hand_over(job: &Job, target: &Session, olds: &[Old], epoch: i64) -> Result<bool, CutoverError> {
     let plan = &job.verify.plan;
     let from = match journal::last(target).await?.filter(|entry| entry.epoch == epoch) {
         Some(Entry { from, .. }) => from,
         None => return Err(CutoverError::Overtaken("another epoch has begun".to_owned())),
     };
-    let away = || CutoverError::GivenUp(format!("the {} cannot be reached", job.old()));
+    let away = || CutoverError::GivenUp(format!("the {} cannot be reached", job.closes()));
     match (&plan.direction, from) {
         (Direction::Forward, None) => Ok(false),
         (Direction::Forward, Some(from)) => {
-            let (old, source) = olds.first().zip(plan.back().and_then(|back| back.sources.into_iter().next())).ok_or_else(away)?;
+            let (old, source) =
+                olds.first().zip(plan.back().and_then(|back| back.sources.into_iter().next())).ok_or_else(away)?;
             apply::back_begins(&old.session, epoch, from, &triggers::quiet(&old.session).await?).await?;
             verify::stands(&old.session, &source.name, &format!("cutover {epoch}"), from.lsn, from.seq).await?;
             Ok(true)

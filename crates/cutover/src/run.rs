@@ -80,8 +80,9 @@ pub async fn cancel(job: &Job) -> Result<Report, Problem> {
 async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
     let target = target(job).await?;
     let nothing = || job.refused("nothing_to_cancel", format!("no {} is under way", job.name()));
-    let decided =
-        |epoch: i64| job.refused("decided", format!("epoch {epoch} is decided: the {} is the writable side", job.new()));
+    let decided = |epoch: i64| {
+        job.refused("decided", format!("epoch {epoch} is decided: the {} is the writable side", job.opens()))
+    };
     let mut olds = olds(job).await?;
     let history = History::read(olds.iter().map(|old| &old.session), &target).await?;
     let Some(entry) = history.last.filter(|entry| entry.back == job.is_back()) else { return Ok(nothing()) };
@@ -109,13 +110,18 @@ impl Job {
     }
 
     /// The side that becomes writable, as people call it.
-    pub(crate) fn new(&self) -> &'static str {
+    pub(crate) fn opens(&self) -> &'static str {
         if self.is_back() { "source" } else { "target" }
     }
 
     /// The side that is closed, as people call it.
-    pub(crate) fn old(&self) -> &'static str {
+    pub(crate) fn closes(&self) -> &'static str {
         if self.is_back() { "target" } else { "source" }
+    }
+
+    /// A side that is closed, as people call it; `source` is its name in the plan.
+    pub(crate) fn leaves(&self, source: &str) -> String {
+        if self.is_back() { "the target".to_owned() } else { format!("source {source:?}") }
     }
 
     pub(crate) fn report(&self, outcome: Outcome) -> Report {
@@ -384,14 +390,17 @@ fn other_way(job: &Job, history: &History) -> Option<Report> {
     }
     match &history.decided {
         Some(entry) if entry.back == job.is_back() => {
-            let text = format!("it is done: the {} is the writable side since epoch {}", job.new(), entry.epoch);
+            let text = format!("it is done: the {} is the writable side since epoch {}", job.opens(), entry.epoch);
             Some(job.refused("already", text))
         }
         None if job.is_back() => {
             Some(job.refused("already", "nothing was ever cut over: the source is the writable side".to_owned()))
         }
         Some(entry) if job.is_back() && entry.from.is_none() => {
-            let text = format!("cutover {} was one without a way back: what was written to the target since is not in the source", entry.epoch);
+            let text = format!(
+                "cutover {} was one without a way back: what was written to the target since is not in the source",
+                entry.epoch
+            );
             Some(job.refused("no_way_back", text))
         }
         Some(_) | None => None,
@@ -452,7 +461,7 @@ async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(
             return Err(Problem::new(
                 Code::OutcomeUnknown,
                 format!("epoch {epoch} of plan {:?}", job.verify.plan.name),
-                format!("{error}; the {} stays closed, for the {} may have been opened", job.old(), job.new()),
+                format!("{error}; the {} stays closed, for the {} may have been opened", job.closes(), job.opens()),
                 "bring source and target back: any process of the plan then cancels it or finds it committed; or `crossfade cutover` again",
             )
             .into());

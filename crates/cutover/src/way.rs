@@ -82,7 +82,8 @@ impl<'a> Way<'a> {
             old.prepare(self.epoch, tables, self.until).await?;
         }
         model::failpoint!("fence_prepared");
-        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", self.job.old()).await?;
+        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", self.job.closes())
+            .await?;
         remainder.read_on().await?;
         self.step(target, State::Begun, State::Fencing).await?;
         model::failpoint!("cutover_fencing");
@@ -124,7 +125,7 @@ impl<'a> Way<'a> {
             if !old.holds().await? {
                 let why = format!(
                     "somebody has disabled triggers of the fence at the {} ({}): writes may have passed",
-                    self.job.old(),
+                    self.job.closes(),
                     old.name
                 );
                 return Err(CutoverError::GivenUp(why));
@@ -174,7 +175,7 @@ impl<'a> Way<'a> {
         decided?;
         let gap = self.closed.map(milliseconds);
         model::failpoint!("decision_committed");
-        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the {} is the writable side", self.job.new());
+        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the {} is the writable side", self.job.opens());
         let query = "UPDATE crossfade.journal SET write_gap_ms = $2 WHERE epoch = $1";
         // It is decided, whatever becomes of this.
         let _ = target.execute(query, &[&self.epoch, &gap]).await;
@@ -204,7 +205,10 @@ impl<'a> Way<'a> {
         let opened = "UPDATE crossfade.fence SET opened = $2, epoch = $2 WHERE side = $1::text AND opened < closed";
         let side = self.job.verify.plan.target_side();
         if target.execute(opened, &[&side, &self.epoch]).await? != 1 {
-            return Err(CutoverError::GivenUp(format!("the fence of the {} has lost its state, or is open already", self.job.new())));
+            return Err(CutoverError::GivenUp(format!(
+                "the fence of the {} has lost its state, or is open already",
+                self.job.opens()
+            )));
         }
         model::failpoint!("decision_written");
         Ok(target.batch_execute("COMMIT").await?)

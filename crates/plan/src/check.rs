@@ -9,8 +9,8 @@ use model::{Code, Problem, TableName};
 use crate::server::Server;
 use crate::written::{Entry, File, Section};
 use crate::{
-    Cutover, Direction, Hooks, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target,
-    Verify,
+    Cutover, Direction, Hooks, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source,
+    Target, Verify,
 };
 
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
