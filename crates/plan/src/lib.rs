@@ -11,6 +11,7 @@ mod plan;
 mod secret;
 mod server;
 mod size;
+mod stages;
 mod written;
 
 pub use patterns::Patterns;
@@ -19,6 +20,7 @@ pub use plan::{
     Source, Target, Verify,
 };
 pub use secret::Secret;
+pub use stages::{Gate, Stage, Stages, WritableSide};
 
 /// What `crossfade init` writes: a plan with every key explained. It is a plan itself once the environment variables
 /// that it names are set.
