@@ -4,7 +4,7 @@
 //! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`forward`] leads the application over, by the plan's [`hooks`].
 //! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
 //!
-//! [`remove`] takes away what was made at the source.
+//! [`remove`] takes away what was made at the source. [`stages`] is for applications that go over by flags, step by step: which set of flags holds, and what may come next.
 //!
 //! The outcome of an epoch stands in one row of the target's journal and nowhere else. Whoever acts has the highest token at the source, and every statement that closes or opens
 //! the source asks for it; every step in the journal too.
@@ -22,6 +22,7 @@ mod remove;
 mod report;
 mod run;
 mod sequences;
+pub mod stages;
 mod triggers;
 mod way;
 
