@@ -6,7 +6,7 @@
 //! - load: [`Pgbench`], and [`mixed`] for a schema with something of everything
 //! - the program: [`PlanFile`], [`Crossfade`], [`Running`]
 //! - the oracle: [`compare`]; [`follow`] for changes that are made and compared
-//! - the plan's checks: [`reconcile`]
+//! - the plan's checks: [`reconcile`]; what a process says of itself: [`http`]
 //! - the moments in which data gets lost: [`standby`], [`startup`]
 //! - waiting: [`until`]; nothing here sleeps for a time that somebody guessed
 //!
@@ -20,6 +20,7 @@ pub mod compare;
 mod dice;
 mod folder;
 pub mod follow;
+pub mod http;
 mod jetstream;
 pub mod mixed;
 mod nats;

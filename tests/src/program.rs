@@ -89,6 +89,11 @@ impl Crossfade {
         &self.plan
     }
 
+    /// The program itself, for what is started by others.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Where the plan, the state and the logs of its commands lie.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -95,3 +95,31 @@ fn every_key_of_a_report_stands_in_its_document() {
         }
     }
 }
+
+/// Metrics that alarms rely on, as the code names them.
+#[test]
+fn every_metric_stands_in_docs_http() {
+    let (source, document) = (read("crates/status/src/metrics.rs"), read("docs/http.md"));
+    let source = source.split("#[cfg(test)]").next().unwrap();
+    let names: Vec<&str> =
+        source.split('"').filter(|word| word.starts_with("crossfade_") && !word.contains('{')).collect();
+    let missing: Vec<&&str> = names.iter().filter(|name| !document.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/http.md lacks {missing:?}");
+    assert!(names.len() > 15, "only {names:?} were found");
+}
+
+/// Codes that scripts go by, as the gates name them.
+#[test]
+fn every_refusal_of_a_stage_stands_in_docs_stages() {
+    let document = read("docs/stages.md");
+    let gate = read("crates/cutover/src/stages/gate.rs");
+    let gate = gate.split("#[cfg(test)]").next().unwrap();
+    let stages = read("crates/cutover/src/stages.rs");
+    let coded = stages.split("code: \"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let named = gate.split("refuse(").skip(1).filter_map(|rest| rest.split(';').next()?.split('"').nth(1));
+    let named = named.filter(|word| !word.contains(' '));
+    let known: Vec<&str> = coded.chain(named).chain(["verify_different", "verify_inconclusive"]).collect();
+    let missing: Vec<&&str> = known.iter().filter(|code| !document.contains(&format!("`{code}`"))).collect();
+    assert!(missing.is_empty(), "docs/stages.md lacks {missing:?}");
+    assert!(known.len() > 12, "only {known:?} were found");
+}

@@ -1,12 +1,14 @@
 //! The program: one file per command in [`commands`], the wiring of plan to parts in [`wiring`], what is checked before anything
-//! starts in [`checks`], signals in [`stop`], what people and scripts are told in [`report`]. No logic of its own.
+//! starts in [`checks`], the HTTP server in [`serve`], signals in [`stop`], what people and scripts are told in [`report`]. No logic of its own.
 
 mod checks;
 mod commands;
 mod report;
+mod serve;
 mod stop;
 mod wiring;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -40,11 +42,11 @@ enum Command {
     /// Look at sources, log and target, changing nothing: what blocks, what warns, what to run.
     Survey,
     /// Capture and apply in one process.
-    Run,
+    Run(Http),
     /// Read the sources into the log.
-    Capture,
+    Capture(Http),
     /// Apply the log to the target; on as many machines as wanted.
-    Apply,
+    Apply(Http),
     /// Show phase, progress, lag, and the WAL that the source keeps back.
     Status {
         /// Go on showing it, until Ctrl-C.
@@ -135,6 +137,11 @@ enum Command {
         #[arg(long)]
         fix: bool,
     },
+    /// Show or move the stage of applications that switch by flags: `crossfade stage` shows it, `crossfade stage set NAME` moves.
+    Stage {
+        #[command(subcommand)]
+        asked: Option<commands::stage::Stage>,
+    },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
         /// Remove it.
@@ -150,6 +157,14 @@ enum Against {
     Log,
     /// As it is now.
     Target,
+}
+
+/// Where a process is asked how it stands.
+#[derive(clap::Args)]
+struct Http {
+    /// Serve status, metrics and stage here, in place of the plan's [http] listen.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
 }
 
 /// Threads for async work: waiting for servers is most of it, and more of them cost memory.
@@ -203,9 +218,9 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
     // These end by themselves when they are told to, the first three with 0.
     let ended = async {
         Ok(Some(match &arguments.command {
-            Command::Run => commands::run::run(plan()?, token.clone()).await.map(done)?,
-            Command::Capture => commands::capture::run(plan()?, token.clone()).await.map(done)?,
-            Command::Apply => commands::apply::run(plan()?, token.clone()).await.map(done)?,
+            Command::Run(http) => commands::run::run(plan()?, http.listen, token.clone()).await.map(done)?,
+            Command::Capture(http) => commands::capture::run(plan()?, http.listen, token.clone()).await.map(done)?,
+            Command::Apply(http) => commands::apply::run(plan()?, http.listen, token.clone()).await.map(done)?,
             &Command::Verify { ref tables, sample, resume, recheck, mask } => {
                 let options = verify::Options { tables: report::tables(tables)?, sample, resume, recheck, mask };
                 commands::verify::run(plan()?, options, output, &stop).await?
@@ -229,6 +244,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             | Command::Recopy { .. }
             | Command::Reconcile { .. }
             | Command::Rehearse { .. }
+            | Command::Stage { .. }
             | Command::Complete { .. } => return Ok(None),
         }))
     };
@@ -250,10 +266,14 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             Command::Rehearse { into, until, against } => {
                 commands::rehearse::run(plan()?, &into, until, against == Against::Target, output).await
             }
+            Command::Stage { asked } => {
+                let asked = asked.unwrap_or(commands::stage::Stage::Show { env: false });
+                commands::stage::run(plan()?, asked, output).await
+            }
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
-            Command::Run
-            | Command::Capture
-            | Command::Apply
+            Command::Run(_)
+            | Command::Capture(_)
+            | Command::Apply(_)
             | Command::Verify { .. }
             | Command::Cutover { .. }
             | Command::Rollback { .. } => Ok(0),

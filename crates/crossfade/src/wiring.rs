@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::log::{Embedded, Log, LogError, Nats, NatsOptions};
+use ::log::{Bucket, Embedded, Log, LogError, Nats, NatsOptions};
 use model::{Code, Identity, Problem};
 use offsets::Store;
 use pg::Endpoint;
@@ -74,6 +74,22 @@ fn nats_options(plan: &Plan) -> Option<NatsOptions> {
         }
         plan::Log::Embedded => None,
     }
+}
+
+/// Where the stage of the plan is kept.
+pub(crate) async fn bucket(plan: &Plan) -> Result<Bucket, Problem> {
+    let options = nats_options(plan).ok_or_else(no_bucket)?;
+    Ok(Nats::connect(&options).await?.bucket(&plan.name, cutover::stages::KEY))
+}
+
+/// The embedded log has no place for the stage.
+pub(crate) fn no_bucket() -> Problem {
+    Problem::new(
+        Code::EmbeddedLog,
+        "the stage",
+        "it is kept in a KV bucket of NATS JetStream, where applications watch it, and the plan's log is embedded",
+        "give the plan a NATS log: [log] url = \"nats://…\"",
+    )
 }
 
 /// Refuses the embedded log, which one process has to itself.

@@ -5,7 +5,7 @@
 //! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
 //!
 //! A rollback is the same with a plan that leads [back](plan::Plan::back): what is called source and target in here is the side that the application leaves, and the one that it goes to.
-//! [`remove`] takes away what was made at the source.
+//! [`remove`] takes away what was made at the source. [`stages`] is for applications that go over by flags, step by step: which set of flags holds, and what may come next.
 //!
 //! The outcome of an epoch stands in one row of the journal of the side that it opens, and nowhere else; [`history`] puts both journals together. Whoever acts has the highest token at the side that is closed, and
 //! every statement that closes or opens it asks for that; every step in the journal too.
@@ -25,6 +25,7 @@ mod remove;
 mod report;
 mod run;
 mod sequences;
+pub mod stages;
 mod triggers;
 mod way;
 

@@ -2,8 +2,9 @@
 //!
 //! [`connect`] opens that connection and says what is wrong if it cannot be; afterwards it comes back by itself.
 //! [`refusal`] is the one table from the client's and server's errors to [`LogError`]. [`chain`] and [`reader`] live as
-//! long as who asked for them.
+//! long as who asked for them. [`bucket`] is no part of the log: a value beside it that applications watch.
 
+mod bucket;
 mod chain;
 mod connect;
 mod reader;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::window::{Ack, Window};
 use crate::{Chain, Log, LogError, Message, Reader, StreamName, StreamState};
+pub use bucket::{Bucket, Entry, Watch};
 pub use connect::NatsOptions;
 
 /// Room that the headers of an append take out of the server's `max_payload`: a version line and two header lines of at most

@@ -195,6 +195,10 @@ codes! {
     HookFailed = "hook_failed", exit 1;
     /// A check of the plan could not be run.
     CheckFailed = "check_failed", exit 2;
+    /// The plan has no stages, or not the one that was named, or none is set yet.
+    NoStage = "no_stage", exit 2;
+    /// The address of the HTTP server cannot be listened on.
+    ListenFailed = "listen_failed", exit 2;
     /// A defect of crossfade, or a case that nobody has thought of.
     Internal = "internal", exit 2;
 }

@@ -1,6 +1,8 @@
 mod questions;
+mod stages;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,8 +34,8 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
     })
 }
 
-const KNOWN: [&str; 10] =
-    ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check"];
+const KNOWN: [&str; 12] =
+    ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check", "stages", "http"];
 
 fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let name =
@@ -63,6 +65,8 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
         verify: check_verify(top.get("verify"))?,
         cutover: check_cutover(top.get("cutover"))?,
         checks: top.get("check").map(|entry| questions::check(&entry, &sources)).transpose()?.unwrap_or_default(),
+        stages: top.get("stages").map(|entry| stages::check(&entry)).transpose()?,
+        http: top.get("http").map(|entry| check_http(&entry)).transpose()?,
         sources,
     })
 }
@@ -382,6 +386,16 @@ impl Default for Cutover {
     fn default() -> Self {
         Cutover { sequence_margin: 1000, hook_timeout: Duration::from_secs(10), hooks: Hooks::default() }
     }
+}
+
+fn check_http(entry: &Entry<'_>) -> Result<SocketAddr, Problem> {
+    const EXAMPLE: &str = "127.0.0.1:7654";
+    let section = entry.section(&["listen"])?;
+    let next = format!("write where to listen: listen = {EXAMPLE:?}");
+    let listen = section.get("listen").ok_or_else(|| section.lacks("listen", next.as_str()))?;
+    let text = listen.text(EXAMPLE)?;
+    let address = text.parse().ok().filter(|address: &SocketAddr| address.port() > 0);
+    address.ok_or_else(|| listen.problem(format!("{text:?} is not an IP address with a port"), next))
 }
 
 fn check_identity(entry: &Entry<'_>) -> Result<BTreeMap<TableName, Identity>, Problem> {

@@ -13,6 +13,7 @@ mod plan;
 mod secret;
 mod server;
 mod size;
+mod stages;
 mod written;
 
 pub use direction::{Direction, back_name, origins, source_side, target_side};
@@ -22,6 +23,7 @@ pub use plan::{
     Source, Target, Verify,
 };
 pub use secret::Secret;
+pub use stages::{Gate, Stage, Stages, WritableSide};
 
 /// What `crossfade init` writes: a plan with every key explained. It is a plan itself once the environment variables
 /// that it names are set.

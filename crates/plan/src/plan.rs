@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{Code, Problem, TableName};
 
-use crate::{Direction, Patterns, Secret, check};
+use crate::{Direction, Patterns, Secret, Stages, check};
 
 /// A checked plan.
 #[derive(Clone, Debug)]
@@ -33,6 +34,10 @@ pub struct Plan {
     pub cutover: Cutover,
     /// What `crossfade reconcile` asks, in the order of the file, names unique.
     pub checks: Vec<Check>,
+    /// What applications that switch by flags are told.
+    pub stages: Option<Stages>,
+    /// Where `run`, `capture` and `apply` serve status and stage; nowhere if it is absent.
+    pub http: Option<SocketAddr>,
 }
 
 /// A database that data leaves.

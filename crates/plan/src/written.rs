@@ -9,11 +9,10 @@ use toml::de::{DeTable, DeValue};
 use crate::size;
 
 /// Words of later versions, at the top of the file: (key, what it will be).
-const LATER: [(&str, &str); 5] = [
+const LATER: [(&str, &str); 4] = [
     ("table", "derived tables"),
     ("mirror", "derived tables"),
     ("ignore", "derived tables"),
-    ("stages", "stages"),
     ("ddl", "the event trigger that watches DDL"),
 ];
 
@@ -136,6 +135,11 @@ impl<'a> Entry<'a> {
     /// A problem with it.
     pub(crate) fn problem(&self, why: impl Into<String>, next: impl Into<String>) -> Problem {
         self.file.problem(self.at, &self.path, why, next)
+    }
+
+    /// The line that it stands in.
+    pub(crate) fn line(&self) -> usize {
+        self.file.line(self.at)
     }
 
     fn is_not(&self, wanted: &str, example: &str) -> Problem {

@@ -9,7 +9,8 @@ fn every_key_of_the_template_stands_in_docs_plan_under_its_section() {
         // A key that is commented out follows its # at once, prose does not.
         let line = line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
         if let Some(name) = line.strip_prefix('[') {
-            section = if name.starts_with("sources.") { "[sources.NAME]".to_owned() } else { line.to_owned() };
+            let named = ["sources.", "stages."].into_iter().find(|prefix| name.starts_with(prefix));
+            section = named.map_or(line.to_owned(), |prefix| format!("[{prefix}NAME]"));
         } else if let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with(['#', '"'])) {
             let start = document.find(&format!("\n## {section}\n")).expect("each section has its part");
             let part = document[start + 1..].split("\n## ").next().unwrap_or_default();

@@ -1,12 +1,15 @@
 //! How a migration stands: one model ([`Status`]), gathered from the plan alone ([`Gather`]), shown as text ([`text`]), progress bars
 //! ([`Bars`]) or JSON. Works from any machine, and while parts are down: what is not known is absent, and a warning says why.
 //!
-//! [`source`], [`target`] and [`backlog`] each ask one of the three places; [`verdicts`] are in the target, too; cutovers ([`epochs`]) on both sides.
+//! [`source`], [`target`] and [`backlog`] each ask one of the three places; [`verdicts`] are in the target, too; cutovers ([`epochs`]) on both sides. [`http`] serves all of it beside what a process does, as JSON and as
+//! [`metrics`].
 
 mod backlog;
 mod bars;
 mod epochs;
 mod gather;
+pub mod http;
+mod metrics;
 mod model;
 mod source;
 mod target;

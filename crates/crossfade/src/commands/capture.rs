@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::Problem;
@@ -6,24 +7,27 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::supervise::supervise;
-use crate::{checks, wiring};
+use crate::{checks, serve, wiring};
 
-/// Reads the sources into the log, until `stop`.
-pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), Problem> {
+/// Reads the sources into the log, until `stop`. It is asked at `listen`, or else where the plan says.
+pub(crate) async fn run(plan: Arc<Plan>, listen: Option<SocketAddr>, stop: CancellationToken) -> Result<(), Problem> {
     wiring::shared_log(&plan, "capture")?;
     let prepare = async {
         wiring::state_dir(&plan)?;
+        let listening = serve::listen(&plan, listen).await?;
         let log = wiring::open_log(&plan).await?;
         let target = checks::before_capture(&plan, &log).await?;
-        wiring::captures(&plan, &log, &target)
+        let server = listening.open(&plan, &log).await?;
+        Ok::<_, Problem>((wiring::captures(&plan, &log, &target)?, server))
     };
-    let captures = tokio::select! {
+    let (captures, server) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         prepared = prepare => prepared?,
     };
     let stop = stop.child_token();
     let mut parts = JoinSet::new();
+    server.start(&mut parts, stop.clone());
     parts.spawn(wiring::guard(&plan, stop.clone())?);
     if let Some(part) = wiring::capture_back(&captures, stop.clone())? {
         parts.spawn(part);

@@ -114,9 +114,33 @@ async fn live(plan: &Plan, target: &Session, sources: &[(String, Session)]) -> R
     Ok(live)
 }
 
-/// The plan's streams on the log. Those that another plan of this name has written are left alone.
+/// The bucket with the stage, whether or not the plan still has stages.
+async fn bucket(plan: &Plan, log: &dyn Log, yes: bool) -> Result<Option<Value>, Problem> {
+    if matches!(plan.log, plan::Log::Embedded) {
+        return Ok(None);
+    }
+    let bucket = wiring::bucket(plan).await?;
+    if !bucket.exists().await? {
+        return Ok(None);
+    }
+    if yes {
+        bucket.remove().await?;
+    }
+    Ok(Some(entry(&format!("log {}", log.describe()), &format!("KV bucket {}", bucket.name()))))
+}
+
+/// The plan's streams on the log, and its bucket. Those that another plan of this name has written are left alone.
 async fn streams(plan: &Plan, log: &dyn Log, target: &Identity, yes: bool) -> Result<Vec<Value>, Problem> {
     let mut found = Vec::new();
+    let mut others = false;
+    for source in &plan.sources {
+        let copy = capture::streams(&plan.name, &source.name).copy;
+        others |= capture::header(log, &copy).await?.is_some_and(|header| header.target_identity != *target);
+    }
+    // Before the streams that say whose it is.
+    if !others {
+        found.extend(bucket(plan, log, yes).await?);
+    }
     for source in &plan.sources {
         let capture::Streams { copy, chunks, tail } = capture::streams(&plan.name, &source.name);
         if capture::header(log, &copy).await?.is_some_and(|header| header.target_identity != *target) {

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::Problem;
@@ -6,17 +7,19 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::supervise::supervise;
-use crate::{checks, wiring};
+use crate::{checks, serve, wiring};
 
-/// Capture and apply in one process, until `stop`.
-pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), Problem> {
+/// Capture and apply in one process, until `stop`. It is asked at `listen`, or else where the plan says.
+pub(crate) async fn run(plan: Arc<Plan>, listen: Option<SocketAddr>, stop: CancellationToken) -> Result<(), Problem> {
     let prepare = async {
         wiring::state_dir(&plan)?;
+        let listening = serve::listen(&plan, listen).await?;
         let log = wiring::open_log(&plan).await?;
         let target = checks::before_capture(&plan, &log).await?;
-        Ok::<_, Problem>((wiring::captures(&plan, &log, &target)?, wiring::applier(&plan, &log)?))
+        let server = listening.open(&plan, &log).await?;
+        Ok::<_, Problem>((wiring::captures(&plan, &log, &target)?, wiring::applier(&plan, &log)?, server))
     };
-    let (captures, applier) = tokio::select! {
+    let (captures, applier, server) = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
         prepared = prepare => prepared?,
@@ -31,6 +34,7 @@ pub(crate) async fn run(plan: Arc<Plan>, stop: CancellationToken) -> Result<(), 
         parts.spawn(capture::run(job, stop.clone()));
     }
     parts.spawn(apply::run(applier, stop.clone()));
+    server.start(&mut parts, stop.clone());
     parts.spawn(wiring::guard(&plan, stop.clone())?);
     supervise(parts, stop).await
 }

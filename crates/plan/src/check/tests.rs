@@ -101,7 +101,6 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         (end, "[[table]]\ninto = \"a.b\"\n", "11 (table)", "derived tables, which this version", "take it out"),
         ("name =", "mirror = [\"public.*\"]\nname =", "1 (mirror)", "derived tables", "take it out"),
         ("name =", "ignore = [\"public.*\"]\nname =", "1 (ignore)", "derived tables", "take it out"),
-        (end, "[stages]\n", "11 (stages)", "stages, which this version", "take it out"),
         (end, "[ddl]\nwatch = \"trigger\"\n", "11 (ddl)", "DDL", "take it out"),
         // names
         ("name = \"shop\"", "name = \"my shop\"", "1 (name)", "\"my shop\"", "a-z"),
@@ -133,6 +132,11 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         (target, "", "7 (target.schema)", "missing", "schema = \"clone\""),
         (end, "[identity]\nhistory = \"full\"\n", "12 (identity.history)", "with its schema", "\"public.history\""),
         (end, "[identity]\n\"a.b\" = \"none\"\n", "12 (identity.a.b)", "\"none\"", "\"full\""),
+        // HTTP
+        (end, "[http]\n", "11 (http.listen)", "missing", "listen = \"127.0.0.1:7654\""),
+        (end, "[http]\nlisten = \"localhost:80\"\n", "12 (http.listen)", "\"localhost:80\"", "127.0.0.1:7654"),
+        (end, "[http]\nlisten = \"127.0.0.1:0\"\n", "12 (http.listen)", "with a port", "127.0.0.1:7654"),
+        (end, "[http]\nport = 7654\n", "12 (http.port)", "no key `port`", "listen"),
         // the log
         (log, "\"redis://h\"", "6 (log.url)", "neither", "nats://"),
         (log, "\"nats://\"", "6 (log.url)", "neither", "nats://"),
