@@ -200,6 +200,9 @@ async fn only_an_empty_database_is_filled_and_only_by_what_was_recorded() -> Res
     ensure!(code(&empty).await? == "nothing_recorded", "after a verify that found a difference");
     world.at_target("UPDATE t SET id = 1")?;
     verified(&crossfade, &[]).await?;
+    let secret = world.target_url().replacen("://postgres@", "://postgres:hidden@", 1);
+    let refused = attempt(&crossfade, &secret, &[]).await?;
+    ensure!(refused.error_code()? == "plan_invalid" && !refused.stdout.contains("hidden"), "{refused:?}");
     ensure!(code(&world.target_url()).await? == "target_not_empty", "into the target");
     ensure!(code(&world.source_url()).await? == "target_not_empty", "into the source");
     world.target.create_db("used")?;

@@ -73,12 +73,12 @@ enum Command {
     },
     /// Do it once more from the log alone, into a database that nobody needs: whether it comes out equal, and what takes how long.
     Rehearse {
-        /// An empty database, as `postgres://…`. It is filled, and can be dropped afterwards.
+        /// An empty database, as `postgres://…`: it is filled, and can be dropped afterwards. One with a password stands in the environment variable CROSSFADE_INTO instead.
         #[arg(long, value_name = "URL")]
-        into: String,
+        into: Option<String>,
         /// How far: an LSN, or a time in UTC (2026-01-31T12:00:00Z). As far as a verify has recorded what tables were, if it is not given.
         #[arg(long, value_name = "LSN|TIME")]
-        until: Option<rehearse::Until>,
+        until: Option<cutover::rehearse::Until>,
         /// What to compare with: what verifies have recorded in the log, or the target as it is now.
         #[arg(long, value_enum, default_value_t = Against::Log, conflicts_with = "until")]
         against: Against,
@@ -264,7 +264,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
             Command::Rehearse { into, until, against } => {
-                commands::rehearse::run(plan()?, &into, until, against == Against::Target, output).await
+                commands::rehearse::run(plan()?, into, until, against == Against::Target, output).await
             }
             Command::Stage { asked } => {
                 let asked = asked.unwrap_or(commands::stage::Stage::Show { env: false });

@@ -6,6 +6,7 @@
 //!
 //! A rollback is the same with a plan that leads [back](plan::Plan::back): what is called source and target in here is the side that the application leaves, and the one that it goes to.
 //! [`remove`] takes away what was made at the source. [`stages`] is for applications that go over by flags, step by step: which set of flags holds, and what may come next.
+//! [`rehearse`] is the migration once more, from the log alone.
 //!
 //! The outcome of an epoch stands in one row of the journal of the side that it opens, and nowhere else; [`history`] puts both journals together. Whoever acts has the highest token at the side that is closed, and
 //! every statement that closes or opens it asks for that; every step in the journal too.
@@ -21,6 +22,7 @@ mod hooks;
 mod journal;
 mod old;
 mod refusals;
+pub mod rehearse;
 mod remove;
 mod report;
 mod run;

@@ -95,6 +95,11 @@ pub(crate) enum ChannelBinding {
 }
 
 impl Endpoint {
+    /// Whether the URL had a password in it.
+    pub fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
     /// Reads `postgres://user:password@host:port,host:port/database?key=value&…`. Known keys: `host`, `port`, `user`,
     /// `password`, `dbname`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `channel_binding`, `connect_timeout`
     /// (seconds), `application_name`, `options`, `target_session_attrs` (`any`, `read-write`, `primary`).

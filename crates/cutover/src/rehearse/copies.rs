@@ -4,7 +4,7 @@ use std::sync::Arc;
 use log::{Log, LogError, StreamKind, StreamName};
 use model::{Code, CopyEnd, DecodeError, Header, Identity, Problem, Record, Seq, TableName};
 
-use crate::walk::Walk;
+use crate::rehearse::walk::Walk;
 
 /// What a source's copy stream holds: the last copy of all its tables that is whole.
 #[derive(Clone, Debug)]

@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use verify::{PartDiffers, Recorded, Replay, Verdict};
 
-use crate::copies::{self, Copies};
-use crate::phases::{self, Phases};
-use crate::refusals;
-use crate::report::{Phase, Report, SourceReport, TableReport};
-use crate::tail::{self, Tail, Until};
-use crate::view::{End, View};
+use crate::rehearse::copies::{self, Copies};
+use crate::rehearse::phases::{self, Phases};
+use crate::rehearse::refusals;
+use crate::rehearse::report::{Phase, Report, SourceReport, TableReport};
+use crate::rehearse::tail::{self, Tail, Until};
+use crate::rehearse::view::{End, View};
 
 /// What a rehearsal needs.
 pub struct Job {
@@ -351,11 +351,11 @@ impl Rehearsal<'_> {
         }
     }
 
-    async fn sources(&self) -> Result<Vec<SourceReport>, pg::tokio_postgres::Error> {
+    async fn sources(&self) -> Result<Vec<SourceReport>, tokio_postgres::Error> {
         let query = "SELECT source, lsn::text, to_char(commit_time AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), transactions, rows
                        FROM crossfade.checkpoint ORDER BY source";
         let rows = self.session.query(query, &[]).await?;
-        let source = |row: &pg::tokio_postgres::Row| SourceReport {
+        let source = |row: &tokio_postgres::Row| SourceReport {
             name: row.get(0),
             lsn: row.get(1),
             commit_time: row.get(2),

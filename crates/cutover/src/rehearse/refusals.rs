@@ -6,7 +6,7 @@ use model::{Code, Identity, Problem, TableName};
 use pg::{PgError, Session};
 use plan::SchemaMode;
 
-use crate::copies::Copies;
+use crate::rehearse::copies::Copies;
 
 /// Looks at the database that `--into` names.
 ///
@@ -51,7 +51,7 @@ async fn there(
     session: &Session,
     mode: SchemaMode,
     tables: &BTreeSet<&TableName>,
-) -> Result<Vec<String>, pg::tokio_postgres::Error> {
+) -> Result<Vec<String>, tokio_postgres::Error> {
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
     let rows = session

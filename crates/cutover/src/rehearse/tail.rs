@@ -9,8 +9,8 @@ use log::{Log, StreamKind, StreamName};
 use model::{Batch, Change, Code, Lsn, MarkerKind, Problem, Record, Seq, TableName};
 use verify::{Recorded, Recordings};
 
-use crate::copies::Copies;
-use crate::walk::Walk;
+use crate::rehearse::copies::Copies;
+use crate::rehearse::walk::Walk;
 
 /// How far a rehearsal goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
