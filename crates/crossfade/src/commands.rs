@@ -8,6 +8,7 @@ pub(crate) mod init;
 pub(crate) mod reconcile;
 pub(crate) mod recopy;
 pub(crate) mod run;
+pub(crate) mod runbook;
 pub(crate) mod status;
 pub(crate) mod supervise;
 pub(crate) mod survey;

@@ -123,6 +123,12 @@ enum Command {
         #[arg(long)]
         fix: bool,
     },
+    /// Print a document with the plan's own names, positions, sizes and times in it, or which there are.
+    Runbook {
+        /// Which one.
+        #[arg(value_parser = status::runbook::DOCUMENTS.map(|document| document.name))]
+        name: Option<String>,
+    },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
         /// Remove it.
@@ -207,6 +213,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             | Command::Status { .. }
             | Command::Recopy { .. }
             | Command::Reconcile { .. }
+            | Command::Runbook { .. }
             | Command::Complete { .. } => return Ok(None),
         }))
     };
@@ -225,6 +232,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
                 commands::recopy::run(plan()?, tables, new_source, output).await
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
+            Command::Runbook { name } => commands::runbook::run(plan()?, name.as_deref(), output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run
             | Command::Capture

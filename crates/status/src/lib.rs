@@ -2,18 +2,21 @@
 //! ([`Bars`]) or JSON. Works from any machine, and while parts are down: what is not known is absent, and a warning says why.
 //!
 //! [`source`], [`target`] and [`backlog`] each ask one of the three places; [`verdicts`] are in the target, too; cutovers ([`epochs`]) on both sides.
+//! [`runbook`] puts what is known into the documents that people go by.
 
 mod backlog;
 mod bars;
 mod epochs;
 mod gather;
 mod model;
+pub mod runbook;
 mod source;
 mod target;
 mod text;
 mod verdicts;
 
 pub use bars::Bars;
+pub use epochs::Measured;
 pub use gather::Gather;
 pub use model::{
     Applied, Lag, LogState, NotEqual, Oldest, Phase, Rogue, SourceState, Status, TableProgress, TableState, Unfinished,
