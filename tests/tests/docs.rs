@@ -1,7 +1,8 @@
-//! docs/errors.md says what the code does, and docs/ARCHITECTURE.md names what there is.
+//! docs/errors.md, docs/cutover.md and docs/monitoring.md say what the code does, and docs/ARCHITECTURE.md names what there is.
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use model::Code;
@@ -122,4 +123,76 @@ fn every_refusal_of_a_stage_stands_in_docs_stages() {
     let missing: Vec<&&str> = known.iter().filter(|code| !document.contains(&format!("`{code}`"))).collect();
     assert!(missing.is_empty(), "docs/stages.md lacks {missing:?}");
     assert!(known.len() > 12, "only {known:?} were found");
+}
+
+/// A crate's sources without their tests, and without any white space.
+fn squeezed(folder: &str) -> String {
+    let inside = format!("/crates/{folder}/src/");
+    let part = |path: &PathBuf| {
+        let path = path.to_string_lossy();
+        // Stages and rehearsals have documents of their own.
+        path.contains(&inside) && !path.contains("/stages") && !path.contains("/rehearse")
+    };
+    let sources = sources().into_iter().filter(part);
+    let text = |path: PathBuf| std::fs::read_to_string(path).unwrap().split("#[cfg(test)]").next().unwrap().to_owned();
+    sources.map(text).collect::<String>().split_whitespace().collect()
+}
+
+/// The strings that stand right behind one of these beginnings, and look like a code.
+fn codes(source: &str, beginnings: &[&str]) -> BTreeSet<String> {
+    let behind = beginnings.iter().flat_map(|beginning| source.split(beginning).skip(1));
+    let quoted = behind.filter_map(|rest| rest.strip_prefix('"')?.split('"').next());
+    let code = |text: &&str| text.len() > 2 && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    quoted.filter(code).map(str::to_owned).collect()
+}
+
+/// The codes in the first column of the table under a heading.
+fn listed(document: &str, heading: &str) -> BTreeSet<String> {
+    let text = read(document);
+    let part = text.split(&format!("\n## {heading}\n")).nth(1).unwrap().split("\n## ").next().unwrap().to_owned();
+    let first = part.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next().map(str::to_owned));
+    first.flat_map(|cell| cell.replace('`', "").split(", ").map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_refusal_of_a_cutover_stands_in_its_document() {
+    // Those that it takes over from the status are named behind an arrow.
+    let source = squeezed("cutover");
+    let mut used =
+        codes(&source, &["refuse(found,", "refuse(&mutfound,", "self.refused(", "job.refused(", "Refusal{code:"]);
+    let standing = source.split("letcode=matchwarning.code{").nth(1).unwrap().split("};").next().unwrap();
+    used.extend(codes(standing, &["=>"]));
+    assert!(used.len() > 20, "only {used:?} were found");
+    assert_eq!(listed("docs/cutover.md", "What refuses it"), used, "left: docs/cutover.md, right: crates/cutover");
+}
+
+#[test]
+fn every_warning_of_the_status_stands_in_its_document() {
+    let source = squeezed("status");
+    let mut used = codes(&source, &["Warning::new("]);
+    // By a name: the limits that WAL is kept within, and the way back.
+    let named: BTreeSet<&str> = source
+        .split("Warning::new(")
+        .skip(1)
+        .filter(|rest| !rest.starts_with('"'))
+        .filter_map(|rest| rest.split(',').next())
+        .collect();
+    assert!(named.iter().all(|name| ["WAY_BACK", "code", "code:&'staticstr"].contains(name)), "what is {named:?}?");
+    used.extend(["way_back", "wal_warn", "wal_critical"].map(str::to_owned));
+    assert!(used.len() > 10, "only {used:?} were found");
+    assert_eq!(listed("docs/monitoring.md", "Warnings"), used, "left: docs/monitoring.md, right: crates/status");
+}
+
+/// Each key of the status that is the cutover's or the way back's.
+#[test]
+fn every_key_of_the_status_stands_in_the_document_for_those_who_watch() {
+    let (document, source) = (read("docs/monitoring.md"), read("crates/status/src/model.rs"));
+    for name in ["Status", "WayBack", "Rogue", "SourceState", "Lag", "TableProgress", "Applied", "LogState"] {
+        let body = source.split(&format!("pub struct {name} {{")).nth(1).unwrap().split("\n}").next().unwrap();
+        let fields = body.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split(':').next());
+        // In the JSON the way back's state is flat, and `follows` is not there.
+        let fields = fields.filter(|field| !(name == "WayBack" && *field == "state" || *field == "follows"));
+        let missing: Vec<&str> = fields.filter(|field| !document.contains(&format!("`{field}`"))).collect();
+        assert!(missing.is_empty(), "docs/monitoring.md lacks {missing:?} of {name}");
+    }
 }

@@ -9,6 +9,7 @@ pub(crate) mod reconcile;
 pub(crate) mod recopy;
 pub(crate) mod rehearse;
 pub(crate) mod run;
+pub(crate) mod runbook;
 pub(crate) mod stage;
 pub(crate) mod status;
 pub(crate) mod supervise;

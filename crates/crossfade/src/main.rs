@@ -142,6 +142,12 @@ enum Command {
         #[command(subcommand)]
         asked: Option<commands::stage::Stage>,
     },
+    /// Print a document with the plan's own names, positions, sizes and times in it, or which there are.
+    Runbook {
+        /// Which one.
+        #[arg(value_parser = status::runbook::DOCUMENTS.map(|document| document.name))]
+        name: Option<String>,
+    },
     /// End the migration: list what crossfade created and what will be removed.
     Complete {
         /// Remove it.
@@ -245,6 +251,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             | Command::Reconcile { .. }
             | Command::Rehearse { .. }
             | Command::Stage { .. }
+            | Command::Runbook { .. }
             | Command::Complete { .. } => return Ok(None),
         }))
     };
@@ -270,6 +277,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
                 let asked = asked.unwrap_or(commands::stage::Stage::Show { env: false });
                 commands::stage::run(plan()?, asked, output).await
             }
+            Command::Runbook { name } => commands::runbook::run(plan()?, name.as_deref(), output).await,
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run(_)
             | Command::Capture(_)

@@ -85,6 +85,21 @@ fn create(file: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)
 }
 
+/// The last report of a command that is as `right` says, with the time in its name. What cannot be read is passed over.
+pub(crate) fn last(plan: &Plan, command: &str, right: impl Fn(&Value) -> bool) -> Option<(String, Value)> {
+    let ending = format!("-{command}.json");
+    let names = std::fs::read_dir(plan.state_dir.join("reports")).ok()?.flatten();
+    let mut names: Vec<String> = names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    // The time comes first, and is as long in each.
+    names.sort();
+    names.iter().rev().find_map(|name| {
+        let at = name.strip_suffix(&ending)?;
+        let text = std::fs::read_to_string(plan.state_dir.join("reports").join(name)).ok()?;
+        let report = serde_json::from_str(&text).ok().filter(&right)?;
+        Some((at.to_owned(), report))
+    })
+}
+
 /// A report that is written as it comes, a JSON document a line. The file is there once it has one.
 pub(crate) struct Lines {
     path: PathBuf,

@@ -88,7 +88,9 @@ pub async fn capture(job: ::capture::Job, source: Endpoint, stop: CancellationTo
             Ok(()) => continue,
             Err(error) => Problem::from(error),
         };
-        if open(&job).await {
+        let open = open(&job).await;
+        let problem = for_the_way_back(problem, open);
+        if open {
             return Err(problem);
         }
         if said != problem.to_string() {
@@ -101,6 +103,23 @@ pub async fn capture(job: ::capture::Job, source: Endpoint, stop: CancellationTo
             () = tokio::time::sleep(AGAIN) => {}
         }
     }
+}
+
+/// Where copying again is what helps on the way there, nothing does on the way back: the target must stay as it is, for what it has is nowhere else.
+fn for_the_way_back(problem: Problem, open: bool) -> Problem {
+    let next = match (problem.code, open) {
+        (Code::SchemaChanged, true) => {
+            "undo it, if no row of the table was written since, and start again; otherwise there is no way back any more: stay, keep the target as it is, and end with `crossfade complete`"
+        }
+        (Code::SlotLost | Code::SlotGivenUp | Code::Gap, true) => {
+            "there is no way back any more: stay, keep the target as it is, and end with `crossfade complete`"
+        }
+        (Code::SlotLost | Code::SlotGivenUp | Code::Gap | Code::SchemaChanged, false) => {
+            "cut over with `--no-way-back`, or end the plan with `crossfade complete --yes` and start anew"
+        }
+        _ => return problem,
+    };
+    Problem { next: next.to_owned(), ..problem }
 }
 
 /// Whether the application writes to the target, as far as that is known.
@@ -183,7 +202,7 @@ pub async fn apply(job: ::apply::Job, stop: CancellationToken) -> Result<(), Pro
         };
         // Its state is there from the first cutover on. That it cannot be reached is said by who captures it.
         if there.await.unwrap_or_default() {
-            return ::apply::run(job, stop).await;
+            return ::apply::run(job, stop).await.map_err(|problem| for_the_way_back(problem, true));
         }
         tokio::select! {
             biased;

@@ -1,6 +1,7 @@
 //! Cutovers and rollbacks, as the journals of both sides have them.
 
 use pg::{PgError, Session};
+use serde::Serialize;
 
 use crate::model::Phase;
 
@@ -62,4 +63,44 @@ impl Epochs {
             (_, None) => None,
         }
     }
+}
+
+/// A cutover or a rollback that was decided, and how long it took.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Which.
+    pub epoch: i64,
+    /// It is a rollback.
+    pub back: bool,
+    /// When it was decided, RFC 3339.
+    pub at: Option<String>,
+    /// Behind the last write of the (first) side that it closed.
+    pub lsn: Option<String>,
+    /// For how long nobody could write, in milliseconds.
+    pub write_gap_ms: Option<i64>,
+    /// Its steps in their order, each with its milliseconds.
+    pub steps: Vec<(String, i64)>,
+}
+
+/// Those that a journal has.
+pub(crate) async fn measured(session: &Session) -> Result<Vec<Measured>, PgError> {
+    if !session.query_one("SELECT to_regclass('crossfade.journal_step') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(Vec::new());
+    }
+    let query = "SELECT j.epoch, j.direction = 'back', j.lsn::text, j.write_gap_ms,
+                        (SELECT to_char(min(s.at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') FROM crossfade.journal_step s
+                          WHERE s.epoch = j.epoch AND NOT s.hook AND s.step = 'committed'),
+                        ARRAY(SELECT s.step FROM crossfade.journal_step s WHERE s.epoch = j.epoch AND NOT s.hook ORDER BY s.at),
+                        ARRAY(SELECT s.ms FROM crossfade.journal_step s WHERE s.epoch = j.epoch AND NOT s.hook ORDER BY s.at)
+                   FROM crossfade.journal j WHERE j.state IN ('committed', 'routed', 'reversing') ORDER BY 1";
+    let rows = session.query(query, &[]).await?;
+    let one = |row: &pg::tokio_postgres::Row| Measured {
+        epoch: row.get(0),
+        back: row.get(1),
+        lsn: row.get(2),
+        write_gap_ms: row.get(3),
+        at: row.get(4),
+        steps: row.get::<_, Vec<String>>(5).into_iter().zip(row.get::<_, Vec<i64>>(6)).collect(),
+    };
+    Ok(rows.iter().map(one).collect())
 }

@@ -141,7 +141,7 @@ fn age(seconds: f64) -> String {
     format!("{:.0} {name}", (seconds / length).floor())
 }
 
-fn lag(lag: &Lag) -> String {
+pub(crate) fn lag(lag: &Lag) -> String {
     let known = |value: Option<String>| value.unwrap_or_else(|| "?".to_owned());
     if *lag == (Lag { bytes: Some(0), seconds: Some(0.0), transactions: Some(0) }) {
         return "none".to_owned();

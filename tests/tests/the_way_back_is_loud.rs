@@ -1,0 +1,70 @@
+//! Given a plan with a way back: where that cannot go on, somebody is told, and what it does not concern goes on.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use crossfade_tests::follow::following;
+use crossfade_tests::{Crossfade, World, until};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+async fn prepared() -> Result<World> {
+    let world = World::with_nats()?;
+    world.at_source(
+        "CREATE TABLE t (id integer PRIMARY KEY, v text); INSERT INTO t SELECT i, 'x' FROM generate_series(1, 100) i",
+    )?;
+    Ok(world)
+}
+
+async fn captured(world: &World) -> Result<()> {
+    let query = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
+    until("the way back captured", MINUTE, || async { Ok((world.at_target(query)? == "1").then_some(())) }).await
+}
+
+async fn verified(crossfade: &Crossfade) -> Result<()> {
+    let finished = crossfade.run(&["verify"]).await?;
+    ensure!(finished.status.success(), "{finished:?}");
+    Ok(())
+}
+
+/// The plan knows nothing of the new column, and the source has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_change_at_the_target_stops_it() -> Result<()> {
+    let world = prepared().await?;
+    let crossfade = world.crossfade()?;
+    let run = following(&crossfade).await?;
+    captured(&world).await?;
+    verified(&crossfade).await?;
+    let cutover = crossfade.run(&["cutover"]).await?;
+    ensure!(cutover.status.success(), "{cutover:?}");
+    world.target.psql("app", "ALTER TABLE t ADD COLUMN later text; INSERT INTO t VALUES (1000, 'y', 'z')")?;
+    let ended = run.finish(MINUTE).await?;
+    let why = ended.stderr.lines().last().unwrap_or_default();
+    ensure!(ended.status.code() == Some(1) && why.contains("public.t"), "{ended:?}");
+    ensure!(
+        why.contains("keep the target as it is") && !why.contains("empty"),
+        "the target has what is nowhere else: {why}"
+    );
+    Ok(())
+}
+
+/// Before a cutover nothing depends on it: the target follows, and a cutover that wants a way back is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_slot_the_target_follows_and_a_cutover_is_refused() -> Result<()> {
+    let world = prepared().await?;
+    let crossfade = world.crossfade()?;
+    let mut run = following(&crossfade).await?;
+    captured(&world).await?;
+    verified(&crossfade).await?;
+    run.stop().await?;
+    world.at_target("SELECT pg_drop_replication_slot('crossfade_shop_shop_back')")?;
+    let mut run = following(&crossfade).await?;
+    world.at_source("INSERT INTO t VALUES (1000, 'y')")?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    ensure!(run.log_tail().contains("cut over with `--no-way-back`"), "{}", run.log_tail());
+    let refused = crossfade.run(&["cutover", "--json"]).await?;
+    ensure!(refused.json()?["refused"].to_string().contains("\"way_back\""), "{refused:?}");
+    let without = crossfade.run(&["cutover", "--no-way-back"]).await?;
+    ensure!(without.status.success(), "{without:?}");
+    run.stop().await
+}
