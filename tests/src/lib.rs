@@ -1,6 +1,6 @@
 //! The end-to-end tests' harness: real servers, the real program, and the oracle that says whether it was right.
 //!
-//! - servers: [`Cluster`] (Postgres), [`Nats`], [`Authority`] for their certificates, [`Proxy`] for a bad network;
+//! - servers: [`Cluster`] (Postgres), [`PgBouncer`], [`Nats`], [`Authority`] for their certificates, [`Proxy`] for a bad network;
 //!   they live on free ports of 127.0.0.1 in temporary folders, and end with the value or, at the latest, with the test
 //!   process ([`attached`])
 //! - load: [`Pgbench`], and [`mixed`] for a schema with something of everything
@@ -24,6 +24,7 @@ mod jetstream;
 pub mod mixed;
 mod nats;
 mod pgbench;
+mod pgbouncer;
 mod plan_file;
 mod port;
 mod program;
@@ -40,6 +41,7 @@ pub use compare::Comparison;
 pub use dice::Dice;
 pub use nats::{Nats, NatsBuilder};
 pub use pgbench::{LoadReport, Pgbench, RunningPgbench};
+pub use pgbouncer::PgBouncer;
 pub use plan_file::PlanFile;
 pub use port::Port;
 pub use program::{Crossfade, Finished, Running, lag};

@@ -123,12 +123,14 @@ const BEFORE: [&str; 11] = [
 ];
 const BEHIND: [&str; 3] = ["decision_committed", "application_routed", "cutover_routed"];
 const CANCELLING: [&str; 4] = ["cancel_leads", "cancel_leads_journal", "cancel_decided", "source_reopened"];
+/// Walked in pgbouncer_leads_it_over.rs.
+const POOLED: [&str; 4] = ["pgbouncer_paused", "pgbouncer_switched", "pgbouncer_reloaded", "pgbouncer_resumed"];
 const COMPLETING: [&str; 2] = ["source_fence_removed", "source_schema_dropped"];
 
 #[test]
 fn every_failpoint_of_a_cutover_is_walked() {
-    let walked: BTreeSet<&str> = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).collect();
-    assert_eq!(walked, model::failpoint::CUTOVER.iter().map(|(name, _)| *name).collect());
+    let walked = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).chain(POOLED);
+    assert_eq!(walked.collect::<BTreeSet<&str>>(), model::failpoint::CUTOVER.iter().map(|(name, _)| *name).collect());
 }
 
 /// A cutover that dies while it undoes itself is undone by others, and one whose remains are half removed is removed.

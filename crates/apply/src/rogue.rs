@@ -146,20 +146,16 @@ fn key(relation: &Relation, row: &Tuple) -> String {
     let keyed = relation.columns.iter().any(|column| column.key);
     let cells = row.cells().zip(&relation.columns).filter(|(_, column)| column.key || !keyed).take(3);
     let named = cells.filter_map(|(cell, column)| match cell {
-        Cell::Text(text) => Some(format!("{} = {}", column.name, String::from_utf8_lossy(&text[..text.len().min(KEPT)]))),
+        Cell::Text(text) => {
+            Some(format!("{} = {}", column.name, String::from_utf8_lossy(&text[..text.len().min(KEPT)])))
+        }
         Cell::Null => Some(format!("{} is null", column.name)),
         Cell::Unchanged => None,
     });
     named.collect::<Vec<_>>().join(", ")
 }
 
-async fn note(
-    session: &Session,
-    lease: Lease,
-    source: &str,
-    seq: Seq,
-    found: &Found,
-) -> Result<(), ApplyError> {
+async fn note(session: &Session, lease: Lease, source: &str, seq: Seq, found: &Found) -> Result<(), ApplyError> {
     lease.begin(session).await?;
     let lsn = found.end.0 as i64;
     for (table, (rows, key)) in &found.rows {

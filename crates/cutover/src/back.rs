@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ::apply::BackFrom;
 use model::{Code, Header, Problem, TableName};
-use pg::{Endpoint, Session};
 use pg::catalog::Table;
+use pg::{Endpoint, Session};
 use plan::Plan;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -239,7 +239,9 @@ pub(crate) async fn from(target: &Session, ear: &mut Ear, name: &str) -> Result<
     let query = "SELECT (lsn - '0/0')::int8, seq FROM crossfade.watched WHERE source = $1::text";
     let row = target.query_one(query, &[&name]).await?;
     if let Some((table, (rows, key))) = rogue(target).await?.into_iter().next() {
-        return Err(CutoverError::GivenUp(format!("somebody else has written {rows} rows to table {table} of the target, the last with {key}")));
+        return Err(CutoverError::GivenUp(format!(
+            "somebody else has written {rows} rows to table {table} of the target, the last with {key}"
+        )));
     }
     Ok(BackFrom { lsn: model::Lsn(row.get::<_, i64>(0) as u64), seq: model::Seq(row.get::<_, i64>(1) as u64) })
 }

@@ -5,6 +5,7 @@ use plan::Direction;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::bouncer;
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
 use crate::journal::{self, Entry, State};
@@ -54,7 +55,9 @@ pub(crate) async fn roll(
 }
 
 async fn route(job: &Job, target: &Session, epoch: i64) -> Result<(), CutoverError> {
+    let led = bouncer::lead_over(&job.verify.plan, epoch).await;
     hook(job, target, epoch, "route", job.verify.plan.cutover.hooks.route.as_deref(), "committed").await?;
+    led?;
     model::failpoint!("application_routed");
     Ok(())
 }
@@ -91,12 +94,7 @@ async fn after(job: &Job, target: &Session, epoch: i64, token: i64, back: bool) 
 
 /// What the application writes from the decision on goes to the other side: the way back of a cutover begins, or, after a rollback, the way forward goes on. Whoever does it again
 /// changes nothing. Says whether there is a way back.
-pub(crate) async fn hand_over(
-    job: &Job,
-    target: &Session,
-    olds: &[Old],
-    epoch: i64,
-) -> Result<bool, CutoverError> {
+pub(crate) async fn hand_over(job: &Job, target: &Session, olds: &[Old], epoch: i64) -> Result<bool, CutoverError> {
     let plan = &job.verify.plan;
     let from = match journal::last(target).await?.filter(|entry| entry.epoch == epoch) {
         Some(Entry { from, .. }) => from,
@@ -106,7 +104,8 @@ pub(crate) async fn hand_over(
     match (&plan.direction, from) {
         (Direction::Forward, None) => Ok(false),
         (Direction::Forward, Some(from)) => {
-            let (old, source) = olds.first().zip(plan.back().and_then(|back| back.sources.into_iter().next())).ok_or_else(away)?;
+            let (old, source) =
+                olds.first().zip(plan.back().and_then(|back| back.sources.into_iter().next())).ok_or_else(away)?;
             apply::back_begins(&old.session, epoch, from, &triggers::quiet(&old.session).await?).await?;
             verify::stands(&old.session, &source.name, &format!("cutover {epoch}"), from.lsn, from.seq).await?;
             Ok(true)

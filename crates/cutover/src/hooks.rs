@@ -122,14 +122,8 @@ impl Drop for Group {
 mod tests {
     use super::*;
 
-    const TOLD: Told<'_> = Told {
-        plan: "shop",
-        epoch: 3,
-        direction: "forward",
-        phase: "routed",
-        lsn: "0/1",
-        writable: "target",
-    };
+    const TOLD: Told<'_> =
+        Told { plan: "shop", epoch: 3, direction: "forward", phase: "routed", lsn: "0/1", writable: "target" };
 
     async fn run_for(command: &str, limit: Duration) -> Result<String, Problem> {
         run("route", command, limit, &TOLD).await

@@ -145,13 +145,9 @@ async fn latest(session: &Session, condition: &str) -> Result<Option<Entry>, Cut
     let from = |lsn: i64, seq: i64| BackFrom { lsn: Lsn(lsn as u64), seq: Seq(seq as u64) };
     let Some(state) = State::ALL.into_iter().find(|known| known.as_str() == state) else {
         let why = format!("its state is {state:?}, which this version does not know");
-        return Err(Problem::new(
-            Code::OutcomeUnknown,
-            "the journal",
-            why,
-            "use the version that has written it",
-        )
-        .into());
+        return Err(
+            Problem::new(Code::OutcomeUnknown, "the journal", why, "use the version that has written it").into()
+        );
     };
     Ok(Some(Entry {
         epoch: row.get(0),
@@ -215,12 +211,7 @@ pub(crate) async fn note_lsn(session: &Session, epoch: i64, token: i64, lsn: &st
 }
 
 /// Notes where the way back begins.
-pub(crate) async fn note_back(
-    session: &Session,
-    epoch: i64,
-    token: i64,
-    from: BackFrom,
-) -> Result<(), CutoverError> {
+pub(crate) async fn note_back(session: &Session, epoch: i64, token: i64, from: BackFrom) -> Result<(), CutoverError> {
     let noted = session
         .execute(
             "UPDATE crossfade.journal SET back_lsn = '0/0'::pg_lsn + $3::int8::numeric, back_seq = $4 WHERE epoch = $1 AND token = $2",

@@ -8,6 +8,7 @@ use pg::Session;
 use status::{Gather, Phase, Status};
 
 use crate::back;
+use crate::bouncer;
 use crate::error::CutoverError;
 use crate::report::Refusal;
 use crate::run::{Job, Options};
@@ -32,6 +33,7 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
         subscribed(&session, target, &source.name, &mut found).await?;
         fits(&session, target, &source.name, &mut found).await?;
     }
+    bouncer::find(&job.verify.plan, &mut found).await;
     if !job.is_back() {
         for (table, (rows, key)) in back::rogue(target).await? {
             let text = format!(
@@ -50,7 +52,9 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
 async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
     let otherwise = "`crossfade cutover --no-way-back` if that is how you want it";
     let (Some(back), [endpoint]) = (back::plan_back(&job.verify.plan, target).await?, &job.verify.sources[..]) else {
-        let text = format!("a plan with several sources has no way back: what is written to the target afterwards is not carried to them; {otherwise}");
+        let text = format!(
+            "a plan with several sources has no way back: what is written to the target afterwards is not carried to them; {otherwise}"
+        );
         refuse(found, "no_way_back", text);
         return Ok(());
     };
@@ -58,25 +62,37 @@ async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Resu
     for source in &back.sources {
         let name = capture::slot_name(&back.name, &source.name);
         match capture::slot_state(target, &name).await? {
-            None => refuse(format!("slot {name} is not at the target yet: `crossfade run`, or `capture`, makes it and says what is in its way")),
-            Some(slot) if slot.wal_status == "lost" => refuse(format!("slot {name} at the target can no longer serve, for the server has removed WAL that it needs: SELECT pg_drop_replication_slot('{name}') there, and it is made anew")),
-            Some(slot) if slot.active_pid.is_none() => refuse(format!("nobody reads slot {name} at the target: start `crossfade run`, or `crossfade capture`")),
+            None => refuse(format!(
+                "slot {name} is not at the target yet: `crossfade run`, or `capture`, makes it and says what is in its way"
+            )),
+            Some(slot) if slot.wal_status == "lost" => refuse(format!(
+                "slot {name} at the target can no longer serve, for the server has removed WAL that it needs: SELECT pg_drop_replication_slot('{name}') there, and it is made anew"
+            )),
+            Some(slot) if slot.active_pid.is_none() => {
+                refuse(format!("nobody reads slot {name} at the target: start `crossfade run`, or `crossfade capture`"))
+            }
             Some(_) => {}
         }
     }
     let session = pg::connect_read_only(endpoint, "cutover").await?;
-    for finding in apply::preflight(&back, &session).await?.into_iter().filter(|finding| finding.severity == Severity::Blocker) {
+    for finding in
+        apply::preflight(&back, &session).await?.into_iter().filter(|finding| finding.severity == Severity::Blocker)
+    {
         let Problem { what, why, next, .. } = finding.problem;
         refuse(format!("{what}: {why} ({next})"));
     }
-    let tables: Vec<String> = apply::back_tables(target, &job.verify.plan.sources[0].name).await?.iter().map(TableName::quoted).collect();
+    let tables: Vec<String> =
+        apply::back_tables(target, &job.verify.plan.sources[0].name).await?.iter().map(TableName::quoted).collect();
     let query = "SELECT name, current_user::text, array_to_string(ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) p
                         WHERE NOT has_table_privilege(to_regclass(name)::oid, p)), ', ')
                    FROM unnest($1::text[]) name WHERE to_regclass(name) IS NOT NULL";
     for row in &session.query(query, &[&tables]).await? {
         let (table, role, missing): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         if !missing.is_empty() {
-            refuse(format!("role {role} lacks {missing} at the source (GRANT {missing} ON {table} TO {})", model::quote::ident(&role)));
+            refuse(format!(
+                "role {role} lacks {missing} at the source (GRANT {missing} ON {table} TO {})",
+                model::quote::ident(&role)
+            ));
         }
     }
     Ok(())

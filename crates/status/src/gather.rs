@@ -241,9 +241,7 @@ fn apply_down(target: &TargetNow) -> Option<Warning> {
 async fn look_at_source(link: &mut Link, plan: &Plan, source: &Source) -> Result<SourceNow, PgError> {
     let slot = capture::slot_name(&plan.name, &source.name);
     let place = link.endpoint.describe();
-    source::look(link.session().await?, &plan.source_side(source), &slot)
-        .await
-        .map_err(|error| error.at(&place))
+    source::look(link.session().await?, &plan.source_side(source), &slot).await.map_err(|error| error.at(&place))
 }
 
 async fn look_at_target(link: &mut Link, plan: &Plan) -> Result<Result<TargetNow, Other>, PgError> {

@@ -49,9 +49,17 @@ pub(crate) fn head(out: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     if let Some(back) = &status.way_back {
-        let lag = if status.writable_side == "target" { lag(&back.state.lag) } else { "not applied before a cutover".to_owned() };
+        let lag = if status.writable_side == "target" {
+            lag(&back.state.lag)
+        } else {
+            "not applied before a cutover".to_owned()
+        };
         let kept = back.state.wal_kept_bytes.map_or("unknown".to_owned(), |bytes| size(bytes.unsigned_abs()));
-        writeln!(out, "way back: {lag}; WAL kept back at the target {kept}; {} applied", count(back.transactions, "transaction"))?;
+        writeln!(
+            out,
+            "way back: {lag}; WAL kept back at the target {kept}; {} applied",
+            count(back.transactions, "transaction")
+        )?;
     }
     let apply = &status.apply;
     let (worker, time) = (apply.worker.as_deref().unwrap_or("nobody"), apply.commit_time.as_deref().unwrap_or("never"));

@@ -344,13 +344,7 @@ async fn forgive(session: &Session, id: &str, table: &TableName) -> Result<(), V
 }
 
 /// Both sides are the same at a commit, all tables of `source`: it was decided upon that.
-pub(crate) async fn seed(
-    session: &Session,
-    source: &str,
-    id: &str,
-    lsn: Lsn,
-    seq: Seq,
-) -> Result<(), VerifyError> {
+pub(crate) async fn seed(session: &Session, source: &str, id: &str, lsn: Lsn, seq: Seq) -> Result<(), VerifyError> {
     let copies = copies(session, source).await?;
     for (table, copies) in &copies {
         session

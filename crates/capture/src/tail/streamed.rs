@@ -83,7 +83,8 @@ impl Streamed {
     pub fn push(&mut self, top: u32, item: Item) -> Result<(), CaptureError> {
         let bytes = size(&item);
         let transaction = self.transactions.entry(top).or_default();
-        if transaction.own && !matches!(item, Item::Relation(_) | Item::Change { change: Change::Truncate { .. }, .. }) {
+        if transaction.own && !matches!(item, Item::Relation(_) | Item::Change { change: Change::Truncate { .. }, .. })
+        {
             return Ok(());
         }
         transaction.items.push(item);
