@@ -3,7 +3,7 @@
 //! - servers: [`Cluster`] (Postgres), [`PgBouncer`], [`Nats`], [`Authority`] for their certificates, [`Proxy`] for a bad network;
 //!   they live on free ports of 127.0.0.1 in temporary folders, and end with the value or, at the latest, with the test
 //!   process ([`attached`])
-//! - load: [`Pgbench`], and [`mixed`] for a schema with something of everything
+//! - load: [`Pgbench`], [`mixed`] for a schema with something of everything, [`writers`] that know what was acknowledged; [`rounds`] of cutovers under them
 //! - the program: [`PlanFile`], [`Crossfade`], [`Running`]
 //! - the oracle: [`compare`]; [`follow`] for changes that are made and compared
 //! - the plan's checks: [`reconcile`]
@@ -30,10 +30,12 @@ mod port;
 mod program;
 mod proxy;
 pub mod reconcile;
+pub mod rounds;
 pub mod standby;
 pub mod startup;
 mod until;
 mod world;
+pub mod writers;
 
 pub use certs::{Authority, KeyPairFiles};
 pub use cluster::{Cluster, ClusterBuilder, Shutdown, bin, connect};
