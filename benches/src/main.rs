@@ -5,6 +5,7 @@
 //! - [`drain`]: a backlog of 20 s of writes
 //! - [`lag`]: how far behind at 1,000 transactions/s
 //! - [`verify`]: against what somebody would type, and beside a load
+//! - [`rehearse`]: the log once more, against the live run
 //! - [`report`]: the table, and `benches/results/latest.json`
 //!
 //! `BENCH_RUNS` (default 5) alternating runs; the median counts.
@@ -15,6 +16,7 @@ mod bounds;
 mod copy;
 mod drain;
 mod lag;
+mod rehearse;
 mod report;
 mod rivals;
 mod verify;
@@ -44,9 +46,10 @@ async fn main() -> ExitCode {
         match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => compared().await,
             ["verify"] => verified().await,
+            ["rehearse"] => rehearsed().await,
             ["bounds"] => bounded(None).await,
             ["bounds", case] => bounded(Some(case)).await,
-            _ => bail!("usage: crossfade-benches [verify | bounds [case]]"),
+            _ => bail!("usage: crossfade-benches [verify | rehearse | bounds [case]]"),
         }
     };
     // Servers and folders go away with the future that owns them, also when a person gives up.
@@ -77,6 +80,18 @@ async fn verified() -> Result<bool> {
     let report = Report { entries: verify_entries(runs()?).await?, growing: false };
     println!("{report}");
     Ok(report.within_bounds())
+}
+
+/// What belongs to rehearsals alone.
+async fn rehearsed() -> Result<bool> {
+    let report = Report { entries: vec![rehearse_entry().await?], growing: false };
+    println!("{report}");
+    Ok(report.within_bounds())
+}
+
+async fn rehearse_entry() -> Result<Entry> {
+    let times = rehearse::measure().await?;
+    Ok(Entry::ratio("rehearse", "live run", &times.ours, &times.live, 0.5, times.rss))
 }
 
 async fn verify_entries(runs: usize) -> Result<Vec<Entry>> {
@@ -175,6 +190,7 @@ async fn bench() -> Result<Report> {
     ];
     drop(world);
     entries.extend(verify_entries(runs).await?);
+    entries.push(rehearse_entry().await?);
     Ok(Report { entries, growing: our_lag.growing })
 }
 

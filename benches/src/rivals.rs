@@ -35,6 +35,13 @@ impl Ours {
         Ok(running)
     }
 
+    /// `crossfade rehearse` into the database of this URL.
+    pub fn rehearse(&self, into: &str) -> Result<Running> {
+        let mut running = self.crossfade.start(&["rehearse", "--into", into])?;
+        running.hush();
+        Ok(running)
+    }
+
     /// Waits until copy and tail are joined, keys built. The target is asked itself: calling `crossfade status` again
     /// and again would take from the processors that are measured.
     pub async fn joined(&self, world: &World, running: &mut Running) -> Result<()> {

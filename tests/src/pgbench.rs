@@ -20,12 +20,20 @@ pub struct Pgbench {
     simple_update: bool,
     rate: Option<u32>,
     script: Option<String>,
+    each: Option<u32>,
 }
 
 impl Pgbench {
     /// A load against `database`.
     pub fn new(cluster: &Cluster, database: &str) -> Pgbench {
-        Pgbench { dsn: cluster.socket_dsn(database), clients: 4, simple_update: false, rate: None, script: None }
+        Pgbench {
+            dsn: cluster.socket_dsn(database),
+            clients: 4,
+            simple_update: false,
+            rate: None,
+            script: None,
+            each: None,
+        }
     }
 
     /// Creates and fills pgbench's tables, with their keys: 100,000 accounts for each unit of `scale`.
@@ -58,11 +66,21 @@ impl Pgbench {
         self
     }
 
-    /// Starts it, for so many seconds.
+    /// So many of each session, and then no more, instead of as many as the time allows.
+    pub fn transactions(mut self, each: u32) -> Self {
+        self.each = Some(each);
+        self
+    }
+
+    /// Starts it, for so many seconds; with [`Pgbench::transactions`] it may take so long.
     pub fn start(&self, seconds: u32) -> Result<RunningPgbench> {
         let folder = temp_folder("pgbench")?;
         let mut pgbench = command(bin("pgbench")?, As::Me, "KILL", folder.path())?;
-        pgbench.args(["-n", "-j", "1", "-P", "1", "-c", &self.clients.to_string(), "-T", &seconds.to_string()]);
+        pgbench.args(["-n", "-j", "1", "-P", "1", "-c", &self.clients.to_string()]);
+        match self.each {
+            Some(each) => pgbench.args(["-t", &each.to_string()]),
+            None => pgbench.args(["-T", &seconds.to_string()]),
+        };
         if self.simple_update {
             pgbench.arg("-N");
         }

@@ -118,6 +118,11 @@ impl Crossfade {
         self.start_in(arguments, &[("FAILPOINTS", &format!("{failpoint}={before}return"))])
     }
 
+    /// The same, to stand still at a failpoint for so long.
+    pub fn start_standing(&self, arguments: &[&str], failpoint: &str, stands: Duration) -> Result<Running> {
+        self.start_in(arguments, &[("FAILPOINTS", &format!("{failpoint}=1*sleep({})", stands.as_millis()))])
+    }
+
     fn start_in(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Running> {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{number}", arguments.first().unwrap_or(&"crossfade"));

@@ -224,8 +224,6 @@ async fn what_is_in_the_way_refuses_it() -> Result<()> {
     world.at_target("UPDATE a SET v = '7' WHERE id = 7")?;
     verified(&crossfade).await?;
     refused(&["--max-verify-age", "1ms"], "verify_old").await?;
-    let without = crossfade.run(&["cutover", "--json"]).await?;
-    ensure!(without.status.code() == Some(1) && without.json()?["refused"][0]["code"] == "no_way_back", "{without:?}");
     world.at_source("BEGIN; INSERT INTO a (v) VALUES ('prepared'); PREPARE TRANSACTION 'two'")?;
     refused(&[], "prepared_transaction").await?;
     world.at_source("ROLLBACK PREPARED 'two'")?;
@@ -240,6 +238,11 @@ async fn what_is_in_the_way_refuses_it() -> Result<()> {
     ensure!(cancelled.json()?["refused"][0]["code"] == "nothing_to_cancel", "{cancelled:?}");
     capture.stop().await?;
     refused(&[], "capture_down").await?;
+    let without = crossfade.run(&["cutover", "--json"]).await?.json()?;
+    let codes = without["refused"].as_array().context("a list")?;
+    ensure!(codes.iter().any(|refused| refused["code"] == "way_back"), "{without:#}");
+    let back = crossfade.run(&["rollback", "--json"]).await?;
+    ensure!(back.status.code() == Some(1) && back.json()?["refused"][0]["code"] == "already", "{back:?}");
     let mut capture = crossfade.start(&["capture"])?;
     crossfade.wait_for_lag_zero(&mut capture, MINUTE).await?;
     apply.stop().await?;

@@ -73,20 +73,25 @@ fn every_file_and_test_that_the_architecture_names_is_there() {
     assert!(tests > 30, "only {tests} tests were recognised");
 }
 
-/// Keys that scripts rely on, as the code names them, each in its table of docs/verify.md.
+/// Keys that scripts rely on, as the code names them, each in a table of its document.
 #[test]
-fn every_key_of_verify_stands_in_its_document() {
-    let document = read("docs/verify.md");
-    for (file, types) in [
-        ("crates/verify/src/report.rs", &["Report", "TableReport", "Difference"][..]),
-        ("crates/status/src/model.rs", &["Verified", "NotEqual", "Oldest", "Unfinished"]),
+fn every_key_of_a_report_stands_in_its_document() {
+    for (document, file, types) in [
+        ("docs/verify.md", "crates/verify/src/report.rs", &["Report", "TableReport", "Difference"][..]),
+        ("docs/verify.md", "crates/status/src/model.rs", &["Verified", "NotEqual", "Oldest", "Unfinished"]),
+        (
+            "docs/rehearse.md",
+            "crates/rehearse/src/report.rs",
+            &["Report", "Phase", "Last", "SourceReport", "TableReport"],
+        ),
+        ("docs/rehearse.md", "crates/verify/src/recorded.rs", &["PartDiffers"]),
     ] {
-        let source = read(file);
+        let (text, source) = (read(document), read(file));
         for name in types {
             let body = source.split(&format!("pub struct {name} {{")).nth(1).unwrap().split("\n}").next().unwrap();
             let fields = body.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split(':').next());
-            let missing: Vec<&str> = fields.filter(|field| !document.contains(&format!("`{field}`"))).collect();
-            assert!(missing.is_empty(), "docs/verify.md lacks {missing:?} of {name}");
+            let missing: Vec<&str> = fields.filter(|field| !text.contains(&format!("`{field}`"))).collect();
+            assert!(missing.is_empty(), "{document} lacks {missing:?} of {name}");
         }
     }
 }

@@ -13,6 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["crossfade-capture", "crossfade-apply"],
     &["crossfade-verify", "crossfade-status"],
     &["crossfade-cutover"],
+    &["crossfade-rehearse"],
     &["crossfade"],
     &["crossfade-tests"],
     &["crossfade-benches"],

@@ -7,6 +7,7 @@ pub(crate) mod cutover;
 pub(crate) mod init;
 pub(crate) mod reconcile;
 pub(crate) mod recopy;
+pub(crate) mod rehearse;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod supervise;

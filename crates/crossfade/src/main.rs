@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use model::{Code, Problem};
 use plan::Plan;
 use tracing_subscriber::EnvFilter;
@@ -68,6 +68,18 @@ enum Command {
         /// Show no values but those of keys.
         #[arg(long)]
         mask: bool,
+    },
+    /// Do it once more from the log alone, into a database that nobody needs: whether it comes out equal, and what takes how long.
+    Rehearse {
+        /// An empty database, as `postgres://…`. It is filled, and can be dropped afterwards.
+        #[arg(long, value_name = "URL")]
+        into: String,
+        /// How far: an LSN, or a time in UTC (2026-01-31T12:00:00Z). As far as a verify has recorded what tables were, if it is not given.
+        #[arg(long, value_name = "LSN|TIME")]
+        until: Option<rehearse::Until>,
+        /// What to compare with: what verifies have recorded in the log, or the target as it is now.
+        #[arg(long, value_enum, default_value_t = Against::Log, conflicts_with = "until")]
+        against: Against,
     },
     /// Make the target the writable side: close the source to writes, wait until the target has everything, open the target.
     Cutover {
@@ -129,6 +141,15 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// What a rehearsal is compared with.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Against {
+    /// What verifies have recorded there.
+    Log,
+    /// As it is now.
+    Target,
 }
 
 /// Threads for async work: waiting for servers is most of it, and more of them cost memory.
@@ -207,6 +228,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             | Command::Status { .. }
             | Command::Recopy { .. }
             | Command::Reconcile { .. }
+            | Command::Rehearse { .. }
             | Command::Complete { .. } => return Ok(None),
         }))
     };
@@ -225,6 +247,9 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
                 commands::recopy::run(plan()?, tables, new_source, output).await
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
+            Command::Rehearse { into, until, against } => {
+                commands::rehearse::run(plan()?, &into, until, against == Against::Target, output).await
+            }
             Command::Complete { yes } => commands::complete::run(plan()?, yes, output).await,
             Command::Run
             | Command::Capture

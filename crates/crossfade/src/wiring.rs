@@ -200,7 +200,7 @@ pub(crate) fn guard(
 }
 
 /// `host:pid`.
-fn worker() -> String {
+pub(crate) fn worker() -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     format!("{}:{}", host.as_deref().unwrap_or("localhost"), std::process::id())
 }

@@ -73,7 +73,7 @@ async fn hook(
     let plan = &job.verify.plan;
     let lsn = journal::last(target).await?.and_then(|entry| entry.lsn).unwrap_or_default();
     let direction = plan.direction.as_str();
-    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.new() };
+    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.opens() };
     hooks::noted(job, target, name, command, &told).await
 }
 
@@ -100,7 +100,7 @@ pub(crate) async fn hand_over(job: &Job, target: &Session, olds: &[Old], epoch: 
         Some(Entry { from, .. }) => from,
         None => return Err(CutoverError::Overtaken("another epoch has begun".to_owned())),
     };
-    let away = || CutoverError::GivenUp(format!("the {} cannot be reached", job.old()));
+    let away = || CutoverError::GivenUp(format!("the {} cannot be reached", job.closes()));
     match (&plan.direction, from) {
         (Direction::Forward, None) => Ok(false),
         (Direction::Forward, Some(from)) => {

@@ -24,14 +24,15 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
     let mut found = Vec::new();
     let log = async || -> Result<Option<Arc<dyn Log>>, Problem> { Ok(Some(job.verify.log.open().await?)) };
     let status = Gather::new(Arc::clone(&job.verify.plan))?.now(log).await;
-    standing(&status, options, &mut found);
+    standing(job, &status, options, &mut found);
     verdicts(target, options, &mut found).await?;
     enclosed(target, &job.verify.plan.target_side(), &mut found).await?;
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
         let session = pg::connect_read_only(endpoint, "cutover").await?;
-        at_source(&session, &source.name, &mut found).await?;
-        subscribed(&session, target, &source.name, &mut found).await?;
-        fits(&session, target, &source.name, &mut found).await?;
+        let place = job.leaves(&source.name);
+        at_source(&session, &place, &mut found).await?;
+        subscribed(&session, target, &source.name, &place, &mut found).await?;
+        fits(&session, target, &source.name, &place, &mut found).await?;
     }
     bouncer::find(&job.verify.plan, &mut found).await;
     if !job.is_back() {
@@ -103,7 +104,7 @@ fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>)
 }
 
 /// What the status says.
-fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
+fn standing(job: &Job, status: &Status, options: &Options, found: &mut Vec<Refusal>) {
     if status.follows != Some(Phase::Following) {
         let phase = status.follows.map_or("unknown".to_owned(), |phase| format!("{phase:?}").to_lowercase());
         refuse(found, "not_following", format!("the phase is {phase}: wait for `following` in `crossfade status`"));
@@ -115,16 +116,18 @@ fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
                 found,
                 "lag",
                 format!(
-                    "the target is {seconds:.1} s behind source {:?}, more than --max-lag: wait until it has caught up",
-                    source.name
+                    "the {} is {seconds:.1} s behind {}, more than --max-lag: wait until it has caught up",
+                    job.opens(),
+                    job.leaves(&source.name)
                 ),
             ),
             None => refuse(
                 found,
                 "lag",
                 format!(
-                    "it is not known how far the target is behind source {:?}: see `crossfade status`",
-                    source.name
+                    "it is not known how far the {} is behind {}: see `crossfade status`",
+                    job.opens(),
+                    job.leaves(&source.name)
                 ),
             ),
         }
@@ -139,7 +142,10 @@ fn standing(status: &Status, options: &Options, found: &mut Vec<Refusal>) {
             "target_unreachable" => "target_unreachable",
             _ => continue,
         };
-        refuse(found, code, warning.text.clone());
+        let text = status.sources.iter().fold(warning.text.clone(), |text, source| {
+            text.replace(&format!("source {:?}", source.name), &job.leaves(&source.name))
+        });
+        refuse(found, code, text);
     }
 }
 
@@ -226,7 +232,7 @@ async fn verdicts(target: &Session, options: &Options, found: &mut Vec<Refusal>)
 }
 
 /// What would keep the fence from getting its locks.
-async fn at_source(session: &Session, source: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+async fn at_source(session: &Session, place: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
     let rows = session
         .query(
             "SELECT pid, coalesce(usename, '?')::text, coalesce(application_name, ''), extract(epoch FROM clock_timestamp() - xact_start)::float8
@@ -238,7 +244,7 @@ async fn at_source(session: &Session, source: &str, found: &mut Vec<Refusal>) ->
     for row in &rows {
         let (pid, user, name, age): (i32, String, String, f64) = (row.get(0), row.get(1), row.get(2), row.get(3));
         let text = format!(
-            "at source {source:?} a transaction that writes has been open for {age:.0} s (pid {pid}, {user} {name}): end it, or SELECT pg_terminate_backend({pid})"
+            "at {place} a transaction that writes has been open for {age:.0} s (pid {pid}, {user} {name}): end it, or SELECT pg_terminate_backend({pid})"
         );
         refuse(found, "long_transaction", text);
     }
@@ -248,9 +254,7 @@ async fn at_source(session: &Session, source: &str, found: &mut Vec<Refusal>) ->
         refuse(
             found,
             "prepared_transaction",
-            format!(
-                "at source {source:?} a transaction is prepared: COMMIT PREPARED {gid}, or ROLLBACK PREPARED {gid}"
-            ),
+            format!("at {place} a transaction is prepared: COMMIT PREPARED {gid}, or ROLLBACK PREPARED {gid}"),
         );
     }
     let query = "SELECT a.pid, left(a.query, 60) FROM pg_stat_activity a
@@ -264,7 +268,7 @@ async fn at_source(session: &Session, source: &str, found: &mut Vec<Refusal>) ->
         refuse(
             found,
             "maintenance",
-            format!("at source {source:?} pid {pid} holds locks that the fence needs ({what}): let it end"),
+            format!("at {place} pid {pid} holds locks that the fence needs ({what}): let it end"),
         );
     }
     Ok(())
@@ -275,6 +279,7 @@ async fn subscribed(
     session: &Session,
     target: &Session,
     source: &str,
+    place: &str,
     found: &mut Vec<Refusal>,
 ) -> Result<(), CutoverError> {
     let there = "SELECT to_regclass('crossfade.tables') IS NOT NULL";
@@ -297,7 +302,7 @@ async fn subscribed(
     for row in &rows {
         let name: String = row.get(0);
         let text = format!(
-            "source {source:?} gets rows of the plan's tables by subscription {name:?}, which no fence holds back: ALTER SUBSCRIPTION {} DISABLE",
+            "{place} gets rows of the plan's tables by subscription {name:?}, which no fence holds back: ALTER SUBSCRIPTION {} DISABLE",
             model::quote::ident(&name)
         );
         refuse(found, "subscription", text);
@@ -310,7 +315,7 @@ async fn subscribed(
             found,
             "privileges",
             format!(
-                "at source {source:?} role {role} does not see which transactions are open: GRANT pg_read_all_stats TO {role}"
+                "at {place} role {role} does not see which transactions are open: GRANT pg_read_all_stats TO {role}"
             ),
         );
     }
@@ -318,7 +323,13 @@ async fn subscribed(
 }
 
 /// The server can hold as many locks as the fence takes.
-async fn fits(session: &Session, target: &Session, source: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+async fn fits(
+    session: &Session,
+    target: &Session,
+    source: &str,
+    place: &str,
+    found: &mut Vec<Refusal>,
+) -> Result<(), CutoverError> {
     let room: i64 = session
         .query_one(
             "SELECT current_setting('max_locks_per_transaction')::int8 * (current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8)",
@@ -334,7 +345,7 @@ async fn fits(session: &Session, target: &Session, source: &str, found: &mut Vec
         target.query_one("SELECT count(*) FROM crossfade.tables WHERE source = $1::text", &[&source]).await?.get(0);
     if wanted * 100 > room * LOCKS {
         let text = format!(
-            "source {source:?} has room for some {room} locks, and the fence takes {wanted} at once: raise max_locks_per_transaction and restart it"
+            "{place} has room for some {room} locks, and the fence takes {wanted} at once: raise max_locks_per_transaction and restart it"
         );
         refuse(found, "locks_short", text);
     }

@@ -82,7 +82,7 @@ async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
     let target = target(job).await?;
     let nothing = || job.refused("nothing_to_cancel", format!("no {} is under way", job.name()));
     let decided = |epoch: i64| {
-        job.refused("decided", format!("epoch {epoch} is decided: the {} is the writable side", job.new()))
+        job.refused("decided", format!("epoch {epoch} is decided: the {} is the writable side", job.opens()))
     };
     let mut olds = olds(job).await?;
     let history = History::read(olds.iter().map(|old| &old.session), &target).await?;
@@ -119,13 +119,18 @@ impl Job {
     }
 
     /// The side that becomes writable, as people call it.
-    pub(crate) fn new(&self) -> &'static str {
+    pub(crate) fn opens(&self) -> &'static str {
         if self.is_back() { "source" } else { "target" }
     }
 
     /// The side that is closed, as people call it.
-    pub(crate) fn old(&self) -> &'static str {
+    pub(crate) fn closes(&self) -> &'static str {
         if self.is_back() { "target" } else { "source" }
+    }
+
+    /// A side that is closed, as people call it; `source` is its name in the plan.
+    pub(crate) fn leaves(&self, source: &str) -> String {
+        if self.is_back() { "the target".to_owned() } else { format!("source {source:?}") }
     }
 
     pub(crate) fn report(&self, outcome: Outcome) -> Report {
@@ -403,7 +408,7 @@ fn other_way(job: &Job, history: &History) -> Option<Report> {
     }
     match &history.decided {
         Some(entry) if entry.back == job.is_back() => {
-            let text = format!("it is done: the {} is the writable side since epoch {}", job.new(), entry.epoch);
+            let text = format!("it is done: the {} is the writable side since epoch {}", job.opens(), entry.epoch);
             Some(job.refused("already", text))
         }
         None if job.is_back() => {
@@ -474,7 +479,7 @@ async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(
             return Err(Problem::new(
                 Code::OutcomeUnknown,
                 format!("epoch {epoch} of plan {:?}", job.verify.plan.name),
-                format!("{error}; the {} stays closed, for the {} may have been opened", job.old(), job.new()),
+                format!("{error}; the {} stays closed, for the {} may have been opened", job.closes(), job.opens()),
                 "bring source and target back: any process of the plan then cancels it or finds it committed; or `crossfade cutover` again",
             )
             .into());

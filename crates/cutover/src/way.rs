@@ -97,7 +97,8 @@ impl<'a> Way<'a> {
             old.prepare(self.epoch, tables, self.until).await?;
         }
         model::failpoint!("fence_prepared");
-        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", self.job.old()).await?;
+        self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", self.job.closes())
+            .await?;
         remainder.read_on().await?;
         self.pause(target).await?;
         self.step(target, State::Begun, State::Fencing).await?;
@@ -140,7 +141,7 @@ impl<'a> Way<'a> {
             if !old.holds().await? {
                 let why = format!(
                     "somebody has disabled triggers of the fence at the {} ({}): writes may have passed",
-                    self.job.old(),
+                    self.job.closes(),
                     old.name
                 );
                 return Err(CutoverError::GivenUp(why));
@@ -206,7 +207,7 @@ impl<'a> Way<'a> {
         decided?;
         let gap = self.closed.map(milliseconds);
         model::failpoint!("decision_committed");
-        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the {} is the writable side", self.job.new());
+        info!(epoch = self.epoch, write_gap_ms = gap, "committed: the {} is the writable side", self.job.opens());
         let query = "UPDATE crossfade.journal SET write_gap_ms = $2 WHERE epoch = $1";
         // It is decided, whatever becomes of this.
         let _ = target.execute(query, &[&self.epoch, &gap]).await;
@@ -238,7 +239,7 @@ impl<'a> Way<'a> {
         if target.execute(opened, &[&side, &self.epoch]).await? != 1 {
             return Err(CutoverError::GivenUp(format!(
                 "the fence of the {} has lost its state, or is open already",
-                self.job.new()
+                self.job.opens()
             )));
         }
         model::failpoint!("decision_written");

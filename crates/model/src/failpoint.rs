@@ -5,7 +5,7 @@
 //! passages, `FAILPOINTS=chunk_appended=3*off->return`. An abort, no panic: a panic would end one task, and the rest of the process would tidy up.
 //!
 //! In builds without debug assertions, releases among them, the macro expands to nothing, and of the rest of this module only the names are left.
-//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over those of a migration, `tests/tests/a_cutover_is_whole_or_not_at_all.rs` over those of a cutover.
+//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over those of a migration, `tests/tests/a_cutover_is_whole_or_not_at_all.rs` over those of a cutover, `tests/tests/one_can_go_back.rs` over those of the way back.
 
 macro_rules! names {
     ($(#[doc = $what:literal])+ $list:ident: $($(#[doc = $doc:literal])+ $name:literal,)+) => {
@@ -16,7 +16,7 @@ macro_rules! names {
 
 /// Every name, each with what it stands behind. Each stands in the code once.
 pub fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    MIGRATION.iter().chain(CUTOVER)
+    MIGRATION.iter().chain(CUTOVER).chain(WAY_BACK)
 }
 
 names! {
@@ -237,6 +237,20 @@ names! {
     "source_fence_removed",
     /// The source's schema `crossfade` is gone.
     "source_schema_dropped",
+}
+
+names! {
+    /// Those of the way back.
+    WAY_BACK:
+
+    /// The source has the way back's state, and the source still takes writes.
+    "way_back_prepared",
+    /// What is written to the target goes to the source from now on.
+    "way_back_begun",
+    /// A rollback is decided, and apply may write to the target again.
+    "forward_again",
+    /// Rows that others have written to the target are counted, or a marker of the way back is noted.
+    "rogue_noted",
 }
 
 /// Arms what the environment variable `FAILPOINTS` names.

@@ -125,6 +125,8 @@ codes! {
     IdentityMissing = "identity_missing", exit 2;
     /// The plan selects no table, or a command was given one that it has not copied.
     NoTables = "no_tables", exit 2;
+    /// The log has nothing that a rehearsal could go by: no whole copy, no verify, or not the commit that was asked for.
+    NothingRecorded = "nothing_recorded", exit 2;
     /// No comparison was cut off that could go on.
     NothingToResume = "nothing_to_resume", exit 2;
     /// Capture or apply is not running, and the command needs it.

@@ -13,15 +13,13 @@ use crate::error::VerifyError;
 use crate::idle::{self, Idle};
 use crate::pair::{self, Pair};
 use crate::parts::{self, Part};
+use crate::recorded;
 use crate::report::{TableReport, Verdict};
 use crate::run::nonce;
 use crate::state::{self, Done};
 use crate::sums::Hash;
 use crate::touched::Touched;
 use crate::{Difference, Job, Options, Watch};
-
-/// Parts that one message of the log tells of: some 30 KiB.
-const LINES: usize = 200;
 
 /// What a report adds up over the fences.
 #[derive(Default)]
@@ -132,7 +130,7 @@ impl<'a> Comparison<'a> {
             let origin = Origin { name, endpoint, nonce: nonce(self.job, name).await?, hash };
             drop(session);
             self.rounds(&origin, open, touched.as_ref(), &mut why).await?;
-            self.say(&origin).await?;
+            self.say(&origin, &pairs).await?;
         }
         // As they are now: what was copied anew meanwhile was not compared.
         let copies = state::copies(&*self.notes.session().await?, name).await.unwrap_or_default();
@@ -215,11 +213,11 @@ impl<'a> Comparison<'a> {
     }
 
     /// Puts what the target held into the log, by way of the source: whoever replays it can compare.
-    async fn say(&self, origin: &Origin<'_>) -> Result<(), VerifyError> {
+    async fn say(&self, origin: &Origin<'_>, pairs: &[Arc<Pair>]) -> Result<(), VerifyError> {
         let session = pg::connect(origin.endpoint, "verify").await?;
-        let held = state::held(&*self.notes.session().await?, self.id, origin.name, &origin.hash.name()).await?;
-        for lines in held.chunks(LINES) {
-            let data = lines.join("\n");
+        let notes = self.notes.session().await?;
+        let held = state::held(&notes, self.id, origin.name).await?;
+        for data in recorded::messages(&held, pairs, origin.hash, &origin.hash.probe(&notes).await?) {
             let marker = Marker { data, ..Marker::new(&origin.nonce, MarkerKind::Verified, self.id) };
             capture::emit_marker(&session, &marker).await?;
         }

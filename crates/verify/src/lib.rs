@@ -4,6 +4,8 @@
 //! is known from the log, and folded to what becomes of each row ([`delta`]). [`sums`] of row hashes are compared, and where they differ, [`rows`].
 //! Later on, what was [`touched`] since is enough. What is done, and the verdicts, stand in the target ([`state`]); people and scripts get a [`report`].
 //!
+//! What tables were at some commits is [`recorded`] in the log: whoever replays it can compare.
+//!
 //! Where both sides stand still, the [`remainder`] is compared without any of that.
 //!
 //! [`mend`] puts rows right that differ. [`reconcile`] runs the plan's checks, one by one ([`check`]).
@@ -22,6 +24,7 @@ mod mend;
 mod pair;
 mod parts;
 pub mod reconcile;
+mod recorded;
 mod remainder;
 mod report;
 mod round;
@@ -36,6 +39,7 @@ mod touched;
 pub use access::LogAccess;
 pub use check::{Checked, Databases, Fixing, OnlyIn, Outcome, Sample};
 pub use mend::{Mended, Named, Rows, mend};
+pub use recorded::{ANOTHER_COPY, Held, PartDiffers, Recorded, Recordings, Replay, of_target};
 pub use remainder::{Remainder, Rest};
 pub use report::{Difference, Kind, Report, TableReport, Values, Verdict, text};
 pub use run::{Job, Options, Watch, run};

@@ -55,6 +55,36 @@ impl Column {
 const ORDERED: [&str; 9] = ["int2", "int4", "int8", "numeric", "uuid", "date", "timestamp", "timestamptz", "bytea"];
 
 impl Pair {
+    /// A table of the target by itself, with these of its columns, in this order, and the first column of its key.
+    ///
+    /// # Errors
+    /// The target; or, inside, why it cannot be had.
+    pub async fn alone(
+        target: &Session,
+        table: &TableName,
+        names: &[String],
+        key: Option<&String>,
+    ) -> Result<Result<Pair, String>, VerifyError> {
+        let there = catalog::target_columns(target, table).await?;
+        if there.is_empty() {
+            return Ok(Err("there is no such table".to_owned()));
+        }
+        let mut columns = Vec::with_capacity(names.len());
+        for name in names {
+            let Some(column) = there.iter().find(|column| column.name == *name) else {
+                return Ok(Err(format!("it has no column {}", quote::ident(name))));
+            };
+            let (name, generated) = (name.clone(), column.generated);
+            columns.push(Column { name, generated, source: column.clone(), target: column.clone() });
+        }
+        let place = |key: &String| columns.iter().position(|column| column.name == *key);
+        let Some(key) = key.into_iter().map(place).collect() else {
+            return Ok(Err("its key has a column that is not compared".to_owned()));
+        };
+        let only = catalog::only(target, table).await?;
+        Ok(Ok(Pair { table: table.clone(), sources: Vec::new(), columns, key, only }))
+    }
+
     /// The table's rows at a side, as `t`.
     pub fn from(&self, at: At) -> String {
         match (at, self.sources.as_slice()) {

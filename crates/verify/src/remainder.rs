@@ -60,8 +60,8 @@ impl<'a> Remainder<'a> {
     async fn open(job: &'a Job) -> Result<Remainder<'a>, VerifyError> {
         let mut sources = Vec::new();
         for (plan, endpoint) in job.plan.sources.iter().zip(&job.sources) {
-            let source = Side::open_idle(endpoint, "cutover").await?;
-            let target = Side::open_idle(&job.target, "cutover").await?;
+            let source = Side::open_idle(endpoint, "cutover", 1).await?;
+            let target = Side::open_idle(&job.target, "cutover", 1).await?;
             let found = pair::load(&source.leader, &target.leader, plan, &[]).await?;
             if let Some((table, why)) = found.inconclusive.into_iter().next() {
                 return Err(VerifyError::Table(table, why));

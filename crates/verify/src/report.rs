@@ -88,8 +88,8 @@ impl Verdict {
         }
     }
 
-    /// Of several.
-    pub(crate) fn of(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
+    /// Of several; of none, nothing can be said.
+    pub fn of(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
         let verdicts: Vec<Verdict> = verdicts.into_iter().collect();
         if verdicts.contains(&Verdict::Different) {
             return Verdict::Different;

@@ -36,11 +36,16 @@ impl Side {
         Ok(Side { leader, permits: Semaphore::new(idle.len()), idle: Mutex::new(idle) })
     }
 
-    /// A leader and a reader without a transaction: each of their statements sees what there is.
-    pub async fn open_idle(endpoint: &Endpoint, purpose: &str) -> Result<Side, VerifyError> {
+    /// A leader and `readers` without a transaction: each of their statements sees what there is.
+    pub async fn open_idle(endpoint: &Endpoint, purpose: &str, readers: usize) -> Result<Side, VerifyError> {
         let leader = pg::connect_read_only(endpoint, purpose).await?;
-        let reader = pg::connect_read_only(endpoint, purpose).await?;
-        Ok(Side { leader, permits: Semaphore::new(1), idle: Mutex::new(vec![reader]) })
+        let mut idle = Vec::with_capacity(readers);
+        for _ in 0..readers {
+            let reader = pg::connect_read_only(endpoint, purpose).await?;
+            reader.batch_execute("SET jit = off").await?;
+            idle.push(reader);
+        }
+        Ok(Side { leader, permits: Semaphore::new(idle.len()), idle: Mutex::new(idle) })
     }
 
     /// All readers see what the leader's snapshot sees.

@@ -369,6 +369,11 @@ pub(crate) async fn copies(session: &Session, source: &str) -> Result<BTreeMap<T
     if !session.query_one(joined, &[&source]).await?.get::<_, bool>(0) {
         return Err(VerifyError::Still(NOT_JOINED.to_owned()));
     }
+    epochs(session, source).await
+}
+
+/// The same, whether or not copy and tail are joined.
+pub(crate) async fn epochs(session: &Session, source: &str) -> Result<BTreeMap<TableName, String>, VerifyError> {
     let rows = session
         .query(
             "SELECT into_schema, into_name, (SELECT nonce FROM crossfade.plan) || string_agg(format(' %s.%s %s', schema, name, epoch), ',' ORDER BY schema, name)
@@ -394,17 +399,44 @@ pub(crate) async fn last_equal(
     Ok(row.map(|row| (Lsn(row.get::<_, i64>(0) as u64), Seq(row.get::<_, i64>(1) as u64))))
 }
 
-/// What the target held, part by part, as JSON objects for the log.
-pub(crate) async fn held(session: &Session, id: &str, source: &str, hash: &str) -> Result<Vec<String>, VerifyError> {
+/// What the target held in a part of a table.
+#[derive(Debug)]
+pub(crate) struct HeldPart {
+    pub table: TableName,
+    pub number: i32,
+    pub low: Option<String>,
+    pub high: Option<String>,
+    pub lsn: String,
+    pub seq: i64,
+    pub copies: String,
+    pub rows: i64,
+    pub sum: String,
+    /// No row differed that was found with this part.
+    pub equal: bool,
+}
+
+/// What the target held, by table and part, of parts that were compared whole.
+pub(crate) async fn held(session: &Session, id: &str, source: &str) -> Result<Vec<HeldPart>, VerifyError> {
     let rows = session
         .query(
-            "SELECT json_build_object('table', schema || '.' || name, 'low', low, 'high', high, 'lsn', lsn, 'rows', target_rows, 'sum', sum, 'hash', $3::text,
-                                      'equal', missing + extra + different = 0)::text
+            "SELECT schema, name, part, low, high, lsn::text, seq, coalesce(copies, ''), target_rows, sum, missing + extra + different = 0
                FROM crossfade.verify_part WHERE verify = $1::text AND source = $2::text AND sum IS NOT NULL ORDER BY schema, name, part",
-            &[&id, &source, &hash],
+            &[&id, &source],
         )
         .await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let part = |row: &tokio_postgres::Row| HeldPart {
+        table: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+        number: row.get(2),
+        low: row.get(3),
+        high: row.get(4),
+        lsn: row.get(5),
+        seq: row.get(6),
+        copies: row.get(7),
+        rows: row.get(8),
+        sum: row.get(9),
+        equal: row.get(10),
+    };
+    Ok(rows.iter().map(part).collect())
 }
 
 /// A comparison is over.

@@ -40,6 +40,24 @@ impl Hash {
         }
     }
 
+    /// What [`name`](Self::name) says of it.
+    pub fn of_name(name: &str) -> Option<Hash> {
+        [Hash::Extended, Hash::Md5].into_iter().find(|hash| hash.name() == name)
+    }
+
+    /// The same on all servers on which it gives the same for a row.
+    pub async fn probe(self, session: &Session) -> Result<String, VerifyError> {
+        match self {
+            Hash::Extended => {
+                let query = format!(
+                    "SELECT concat_ws(' ', current_setting('server_encoding'), hashtextextended('crossfade', 0), hashtextextended('crossfade', {SEED}))"
+                );
+                Ok(session.query_one(&query, &[]).await?.get(0))
+            }
+            Hash::Md5 => Ok(String::new()),
+        }
+    }
+
     /// A query of the hashes `a` and `b` of the text `r`, and of columns `with`, from `rows`.
     fn over(self, with: &str, rows: &str) -> String {
         // OFFSET 0 keeps what is inside from being worked out twice.

@@ -77,6 +77,10 @@ impl Assembler {
 
     /// Takes one message of the replication stream.
     pub fn take(&mut self, payload: Bytes, out: &mut Packer) -> Result<(), CaptureError> {
+        // Rows that are left out are not even read.
+        if matches!(self.state, State::Own) && matches!(payload.first(), Some(b'I' | b'U' | b'D')) {
+            return Ok(());
+        }
         match self.decoder.decode(payload)? {
             PgOutput::Begin { final_lsn, commit_time, xid } => {
                 self.state = match final_lsn < self.logged {
