@@ -16,11 +16,15 @@ WHOLE := --workspace
 # `always`: the tests' nats-servers sync each message, as nats-server 2.10 and newer can; which one is taken, PATH says.
 export NATS_SYNC
 
+# Rounds of a cutover and a rollback each, and how the writers are led over: pgbouncer or route.
+ROUNDS ?= 20
+VIA ?= pgbouncer
+
 # One case of the bounds; all if none is named.
 CASE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test chaos soak bench bounds fmt lint
+.PHONY: help setup build demo test chaos rounds soak bench bounds fmt lint
 
 help: ## Shows this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +43,9 @@ test: build ## All tests, on real servers; NATS_SYNC=always with logs that sync 
 
 chaos: build ## Migrations under faults: RUNS=n of them, of the seeds SEED=s, s+1, …
 	@$(CARGO) run --quiet --bin chaos -- --runs $(RUNS) --seed $(SEED)
+
+rounds: build ## Cutovers and rollbacks under 16 writers, seen from outside: ROUNDS=n of both, VIA=pgbouncer or VIA=route.
+	@$(CARGO) run --quiet --bin rounds -- --rounds $(ROUNDS) --via $(VIA)
 
 soak: build ## Tests that take minutes: a cluster of three nats-servers.
 	@$(CARGO) test -p crossfade-log --test cluster

@@ -1,13 +1,11 @@
 //! Given an application that writes: a cutover leads it over with everything that was acknowledged, or leaves it where it was.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::follow::following;
+use crossfade_tests::writers::{self, Fate, Route, Writers};
 use crossfade_tests::{Cluster, Crossfade, Nats, Pgbench, Running, Shutdown, World, until};
 use serde_json::Value;
 
@@ -123,12 +121,14 @@ const BEFORE: [&str; 11] = [
 ];
 const BEHIND: [&str; 3] = ["decision_committed", "application_routed", "cutover_routed"];
 const CANCELLING: [&str; 4] = ["cancel_leads", "cancel_leads_journal", "cancel_decided", "source_reopened"];
+/// Walked in pgbouncer_leads_it_over.rs.
+const POOLED: [&str; 4] = ["pgbouncer_paused", "pgbouncer_switched", "pgbouncer_reloaded", "pgbouncer_resumed"];
 const COMPLETING: [&str; 2] = ["source_fence_removed", "source_schema_dropped"];
 
 #[test]
 fn every_failpoint_of_a_cutover_is_walked() {
-    let walked: BTreeSet<&str> = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).collect();
-    assert_eq!(walked, model::failpoint::CUTOVER.iter().map(|(name, _)| *name).collect());
+    let walked = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).chain(POOLED);
+    assert_eq!(walked.collect::<BTreeSet<&str>>(), model::failpoint::CUTOVER.iter().map(|(name, _)| *name).collect());
 }
 
 /// A cutover that dies while it undoes itself is undone by others, and one whose remains are half removed is removed.
@@ -323,79 +323,38 @@ async fn while_the_target_is_away_the_source_stays_closed() -> Result<()> {
     stop(run).await
 }
 
-/// What was acknowledged: the writer, its number, whether by the target, and when.
-type Log = Arc<Mutex<Vec<(i32, i64, bool, Instant)>>>;
-
-/// A writer that follows the route: numbers its rows, and goes on where its last one was acknowledged.
-async fn write(file: PathBuf, writer: i32, stop: Arc<AtomicBool>, log: Log) -> Result<()> {
-    let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let dsn = std::fs::read_to_string(&file)?;
-        let Ok(client) = crossfade_tests::connect(&dsn).await else { continue };
-        let target = dsn.contains("application_name=target");
-        while !stop.load(Ordering::Relaxed) {
-            // A row that was refused, or whose acknowledgement was lost, gets a number of its own.
-            number += 1;
-            match client.execute("INSERT INTO numbered VALUES ($1, $2)", &[&writer, &number]).await {
-                Ok(_) => {
-                    log.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.push((writer, number, target, Instant::now()))
-                }
-                // A pool would wait, too, before it connects anew.
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    break;
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_is_there_once() -> Result<()> {
     let world = World::with_nats()?;
-    world.at_source("CREATE TABLE numbered (writer integer, number bigint, PRIMARY KEY (writer, number))")?;
+    world.at_source(writers::TABLE)?;
     let plan = world.plan().section("[cutover.hooks]\nroute = \"cp target.dsn now.tmp && mv now.tmp now.dsn\"");
     let crossfade = Crossfade::new(&plan)?;
     let file = |name: &str| crossfade.folder().join(name);
-    std::fs::write(file("target.dsn"), format!("{} application_name=target", world.target.socket_dsn("app")))?;
+    std::fs::write(file("target.dsn"), world.target.socket_dsn("app"))?;
     std::fs::write(file("now.dsn"), world.source.socket_dsn("app"))?;
     let run = following(&crossfade).await?;
-    let (ended, log) = (Arc::new(AtomicBool::new(false)), Log::default());
-    let writers: Vec<_> = (0..16)
-        .map(|writer| tokio::spawn(write(file("now.dsn"), writer, Arc::clone(&ended), Arc::clone(&log))))
-        .collect();
-    let acknowledged = |target: bool| log.lock().map_or(0, |log| log.iter().filter(|row| row.2 == target).count());
-    until("rows at the source", MINUTE, || async { Ok((acknowledged(false) > 1000).then_some(())) }).await?;
+    let begun = Instant::now();
+    let mut writers = Writers::default();
+    for writer in 0..16 {
+        writers.add(writer, Route::File(file("now.dsn")), Duration::ZERO);
+    }
+    let (source, target) = (world.source.port(), world.target.port());
+    until("rows at the source", MINUTE, || async { Ok((writers.count(source, begun) > 1000).then_some(())) }).await?;
     verified(&crossfade).await?;
     let (report, code) = cutover(&crossfade, &[]).await?;
     ensure!(code == Some(0), "{report:#}");
     println!("{report}");
-    until("rows at the target", MINUTE, || async { Ok((acknowledged(true) > 1000).then_some(())) }).await?;
-    ended.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await??;
-    }
-    let rows = log.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.clone();
-    let last = rows.iter().filter(|row| !row.2).map(|row| row.3).max().context("rows at the source")?;
-    let first = rows.iter().filter(|row| row.2).map(|row| row.3).min().context("rows at the target")?;
-    ensure!(first > last, "both sides took writes at once");
+    until("rows at the target", MINUTE, || async { Ok((writers.count(target, begun) > 1000).then_some(())) }).await?;
+    let rows = writers.stop().await?;
+    let change = writers::change(&rows, source, target)?;
+    ensure!(!change.both, "both sides took writes at once");
     println!(
         "{} rows; between the last at the source and the first at the target {} ms, by its own word {} ms",
         rows.len(),
-        (first - last).as_millis(),
+        change.gap.as_millis(),
         report["write_gap_ms"]
     );
-    let there: BTreeSet<(i32, i64)> = world
-        .target
-        .client("app")
-        .await?
-        .query("SELECT writer, number FROM numbered", &[])
-        .await?
-        .iter()
-        .map(|row| (row.get(0), row.get(1)))
-        .collect();
-    let lost: Vec<_> = rows.iter().filter(|row| !there.contains(&(row.0, row.1))).collect();
-    ensure!(lost.is_empty(), "{} acknowledged rows are not at the target: {:?}", lost.len(), lost.first());
+    let fate = writers::fate(&world.target, &rows).await?;
+    ensure!(fate == Fate::default(), "of the acknowledged rows at the target: {fate:?}");
     stop(run).await
 }

@@ -264,7 +264,6 @@ async fn committed_while_away(world: &World, crossfade: &Crossfade) -> Result<()
     committed(crossfade, "rollback").await?;
     run.stop().await?;
     let dies = crossfade.start_armed(&["run"], OF_APPLY, 0)?;
-    captured(world).await?;
     let cutover = crossfade.start(&["cutover", "--json"])?;
     dies.died_at(OF_APPLY, MINUTE).await?;
     let mut run = crossfade.start(&["run"])?;

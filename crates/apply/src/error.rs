@@ -17,6 +17,9 @@ pub enum ApplyError {
     /// It has to start again from what the target says, for this reason.
     #[error("{0}")]
     Again(String),
+    /// A decision has given this database to the application: nothing is applied until another one takes it back.
+    #[error("the application writes to this database now")]
+    Barred,
     /// Something that a person has to decide.
     #[error(transparent)]
     Stop(#[from] Problem),
@@ -34,7 +37,7 @@ impl ApplyError {
         match self {
             ApplyError::Pg(error) => pg::policy(error) == pg::Policy::Retry,
             ApplyError::Log(error) => error.retry(),
-            ApplyError::Again(_) => true,
+            ApplyError::Again(_) | ApplyError::Barred => true,
             // Whoever has it goes on. This process was stopped for too long, or cut off.
             ApplyError::LeaseLost(_) | ApplyError::Stop(_) => false,
         }
@@ -50,7 +53,11 @@ impl ApplyError {
     pub(crate) fn is_constraint(&self) -> bool {
         match self {
             ApplyError::Pg(error) => pg::policy(error) == pg::Policy::Constraint,
-            ApplyError::Log(_) | ApplyError::LeaseLost(_) | ApplyError::Again(_) | ApplyError::Stop(_) => false,
+            ApplyError::Log(_)
+            | ApplyError::LeaseLost(_)
+            | ApplyError::Again(_)
+            | ApplyError::Barred
+            | ApplyError::Stop(_) => false,
         }
     }
 }
@@ -61,7 +68,8 @@ impl From<ApplyError> for Problem {
             ApplyError::Pg(error) => error.into(),
             ApplyError::Log(error) => error.into(),
             ApplyError::Stop(problem) => problem,
-            ApplyError::Again(why) => {
+            ApplyError::Again(_) | ApplyError::Barred => {
+                let why = error.to_string();
                 Problem::new(Code::Internal, "apply", why, "start it again; if it comes back, report it")
             }
             ApplyError::LeaseLost(_) => Problem::new(

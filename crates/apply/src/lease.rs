@@ -144,7 +144,7 @@ impl Lease {
         model::failpoint!("lease_lost");
         let row = session.query_one("SELECT coalesce(worker, 'nobody'), barred FROM crossfade.lease", &[]).await?;
         if row.get(1) {
-            return Err(ApplyError::Again("the application writes to this database now".to_owned()));
+            return Err(ApplyError::Barred);
         }
         Err(ApplyError::LeaseLost(row.get(0)))
     }

@@ -63,8 +63,16 @@ pub async fn run(job: Job, stop: CancellationToken) -> Result<(), Problem> {
             }
             return Err(problem);
         }
-        let pause = backoff.after(begun.elapsed());
-        warn!("apply is interrupted: {error}; trying again in {} ms", pause.as_millis());
+        let pause = if matches!(error, ApplyError::Barred) {
+            // Not a failure: once the application writes to the other side again, what it writes there is waited for.
+            backoff = Backoff::default();
+            info!("apply rests: {error}");
+            LOOK
+        } else {
+            let pause = backoff.after(begun.elapsed());
+            warn!("apply is interrupted: {error}; trying again in {} ms", pause.as_millis());
+            pause
+        };
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),

@@ -64,16 +64,6 @@ pub(crate) fn keep(plan: &Plan, command: &str, document: &Value) {
     }
 }
 
-/// The last report that a command has kept there, if there is one that can be read.
-pub(crate) fn last(plan: &Plan, command: &str) -> Option<Value> {
-    let ending = format!("-{command}.json");
-    let files = std::fs::read_dir(plan.state_dir.join("reports")).ok()?;
-    let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
-    // They begin with the time.
-    let last = names.filter(|name| name.ends_with(&ending)).max()?;
-    serde_json::from_slice(&std::fs::read(plan.state_dir.join("reports").join(last)).ok()?).ok()
-}
-
 fn file(plan: &Plan, command: &str, kind: &str) -> PathBuf {
     let now = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string().replace(':', "");
     plan.state_dir.join("reports").join(format!("{now}-{command}.{kind}"))

@@ -5,6 +5,7 @@ use plan::Direction;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::bouncer;
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
 use crate::journal::{self, Entry, State};
@@ -54,7 +55,9 @@ pub(crate) async fn roll(
 }
 
 async fn route(job: &Job, target: &Session, epoch: i64) -> Result<(), CutoverError> {
+    let led = bouncer::lead_over(&job.verify.plan, epoch).await;
     hook(job, target, epoch, "route", job.verify.plan.cutover.hooks.route.as_deref(), "committed").await?;
+    led?;
     model::failpoint!("application_routed");
     Ok(())
 }

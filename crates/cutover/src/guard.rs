@@ -6,6 +6,7 @@ use std::time::Duration;
 use pg::{Endpoint, Session};
 use plan::Plan;
 
+use crate::bouncer;
 use crate::cancel::{self, cancel};
 use crate::error::CutoverError;
 use crate::journal::{self, State};
@@ -32,7 +33,7 @@ pub async fn guard(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
 
 async fn one_way(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
     let sessions = sources.iter().map(|_| None).collect();
-    let mut guard = Guard { plan, sessions, sources, target, said: String::new() };
+    let mut guard = Guard { plan, sessions, sources, target, said: String::new(), paused: false };
     loop {
         let pause = match guard.look().await {
             Ok(pause) => pause,
@@ -59,6 +60,8 @@ struct Guard {
     target: Endpoint,
     sessions: Vec<Option<Session>>,
     said: String,
+    /// A PgBouncer is to be resumed.
+    paused: bool,
 }
 
 impl Guard {
@@ -85,6 +88,10 @@ impl Guard {
             }
         }
         if !abandoned {
+            if self.paused && bouncer::resume(&self.plan).await.is_err() {
+                return Ok(LATER);
+            }
+            self.paused = false;
             self.said.clear();
             return Ok(if away { LATER } else { LOOK });
         }
@@ -120,7 +127,8 @@ impl Guard {
         match last {
             Some(entry) => {
                 let why = "the process that ran it is gone, or was out of time";
-                cancel(&mut olds, &target, entry.epoch, false, why).await?;
+                let undone = cancel(&self.plan, &mut olds, &target, entry.epoch, false, why).await?;
+                self.paused = undone.paused.is_some();
                 Ok(LOOK)
             }
             // It died before it had begun.

@@ -1,7 +1,7 @@
 //! From the source to the target, in less than a second, and not at all unless everything is there; and [`back`] again.
 //!
 //! [`run`] looks first: what is in the way is [`refusals`]. Then it goes its [`way`]: the [`old`] side is closed by its fence; a marker goes through the log until the target has
-//! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`forward`] leads the application over, by the plan's [`hooks`].
+//! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`forward`] leads the application over, by the plan's [`hooks`] and its PgBouncers ([`bouncer`]).
 //! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
 //!
 //! A rollback is the same with a plan that leads [back](plan::Plan::back): what is called source and target in here is the side that the application leaves, and the one that it goes to.
@@ -12,6 +12,7 @@
 //! every statement that closes or opens it asks for that; every step in the journal too.
 
 mod back;
+mod bouncer;
 mod cancel;
 mod drain;
 mod error;

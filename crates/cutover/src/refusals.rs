@@ -8,6 +8,7 @@ use pg::Session;
 use status::{Gather, Phase, Status};
 
 use crate::back;
+use crate::bouncer;
 use crate::error::CutoverError;
 use crate::report::Refusal;
 use crate::run::{Job, Options};
@@ -33,6 +34,7 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
         subscribed(&session, target, &source.name, &place, &mut found).await?;
         fits(&session, target, &source.name, &place, &mut found).await?;
     }
+    bouncer::find(&job.verify.plan, &mut found).await;
     if !job.is_back() {
         for (table, (rows, key)) in back::rogue(target).await? {
             let text = format!(

@@ -22,7 +22,7 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// What was in the way.
     pub refused: Vec<Refusal>,
-    /// It is committed, and this is still to be done: another `crossfade cutover` goes on with it.
+    /// It is committed or cancelled, and this is still to be done: another `crossfade cutover` goes on with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unfinished: Option<String>,
     /// What the hooks printed, by name.

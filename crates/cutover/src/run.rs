@@ -6,7 +6,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::cancel::{self, cancel as undo};
+use crate::bouncer;
+use crate::cancel::{self, Undone, cancel as undo};
 use crate::drain::Ear;
 use crate::error::CutoverError;
 use crate::history::History;
@@ -83,6 +84,9 @@ async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
     let decided = |epoch: i64| {
         job.refused("decided", format!("epoch {epoch} is decided: the {} is the writable side", job.opens()))
     };
+    if journal::last(&target).await?.is_none() {
+        return Ok(nothing());
+    }
     let mut olds = olds(job).await?;
     let history = History::read(olds.iter().map(|old| &old.session), &target).await?;
     let Some(entry) = history.last.filter(|entry| entry.back == job.is_back()) else { return Ok(nothing()) };
@@ -90,12 +94,20 @@ async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
         return Ok(decided(entry.epoch));
     }
     if entry.state == State::Cancelled && !closed(&olds).await? {
+        // Who has cancelled it may not have reached them.
+        bouncer::resume(&job.verify.plan).await?;
         return Ok(nothing());
     }
-    match undo(&mut olds, &target, entry.epoch, true, "somebody asked for it").await? {
-        State::Cancelled => report::of(&target, entry.epoch, Outcome::Cancelled).await,
+    match undo(&job.verify.plan, &mut olds, &target, entry.epoch, true, "somebody asked for it").await? {
+        Undone { state: State::Cancelled, paused } => cancelled(&target, entry.epoch, paused).await,
         _ => Ok(decided(entry.epoch)),
     }
+}
+
+/// What is said of an epoch that is cancelled.
+async fn cancelled(target: &Session, epoch: i64, paused: Option<Problem>) -> Result<Report, CutoverError> {
+    let unfinished = paused.map(|problem| problem.to_string());
+    Ok(Report { unfinished, ..report::of(target, epoch, Outcome::Cancelled).await? })
 }
 
 impl Job {
@@ -209,17 +221,22 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
     };
     let target = match went {
         Ok(()) => target,
-        // Whoever leads now brings it to an end.
-        Err(error @ CutoverError::Overtaken(_)) => return Err(error),
+        // Whoever leads now brings it to an end. What this one has paused, the other one may have resumed before.
+        Err(error @ CutoverError::Overtaken(_)) => {
+            if way.paused {
+                let _ = bouncer::resume(&job.verify.plan).await;
+            }
+            return Err(error);
+        }
         Err(error) => {
             let problem = Problem::from(error);
             warn!("giving up: {problem}");
             // What it has under way there is over with it.
             drop(target);
             match give_up(job, &mut olds, epoch, &problem.why).await {
-                Ok((State::Cancelled, target)) => {
+                Ok((Undone { state: State::Cancelled, paused }, target)) => {
                     let why = Some(format!("{}: {}; {}", problem.what, problem.why, problem.next));
-                    return Ok(Report { why, ..report::of(&target, epoch, Outcome::Cancelled).await? });
+                    return Ok(Report { why, ..cancelled(&target, epoch, paused).await? });
                 }
                 // It was decided after all.
                 Ok((_, target)) => target,
@@ -371,7 +388,11 @@ async fn earlier(job: &Job, options: &Options, target: &Session) -> Result<Optio
     }
     let mut olds = olds(job).await?;
     if entry.state.undecided() || closed(&olds).await? {
-        undo(&mut olds, target, entry.epoch, false, "the process that ran it is gone, or was out of time").await?;
+        let why = "the process that ran it is gone, or was out of time";
+        undo(plan, &mut olds, target, entry.epoch, false, why).await?;
+    } else {
+        // Who has cancelled it may not have reached them.
+        bouncer::resume(plan).await?;
     }
     Ok(None)
 }
@@ -434,7 +455,7 @@ async fn forward_again(job: &Job, options: &Options, target: &Session, entry: &E
 }
 
 /// Cancels it, if it is not decided after all. Says what it is, with a session to go on with.
-async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(State, Session), CutoverError> {
+async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(Undone, Session), CutoverError> {
     let begun = Instant::now();
     loop {
         let ended = async {
@@ -443,13 +464,13 @@ async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(
             if let Some(entry) =
                 journal::last(&target).await?.filter(|entry| entry.epoch == epoch && entry.state > State::Cancelled)
             {
-                return Ok((entry.state, target));
+                return Ok((Undone { state: entry.state, paused: None }, target));
             }
             // What is under way in the sessions from before comes to nothing, or has its effect before this.
             for old in olds.iter_mut() {
                 old.again().await?;
             }
-            Ok((undo(olds, &target, epoch, false, why).await?, target))
+            Ok((undo(&job.verify.plan, olds, &target, epoch, false, why).await?, target))
         };
         let error = match tokio::time::timeout(UNKNOWN, ended).await {
             Ok(Ok(ended)) => return Ok(ended),

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::back;
+use crate::bouncer;
 use crate::drain::Ear;
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
@@ -32,6 +33,8 @@ pub(crate) struct Way<'a> {
     pub sequences_left: Vec<String>,
     /// Nothing is to be carried back afterwards.
     no_way_back: bool,
+    /// The plan's PgBouncers may be.
+    pub paused: bool,
 }
 
 /// What goes with the decision.
@@ -45,7 +48,19 @@ impl<'a> Way<'a> {
     pub fn new(job: &'a Job, epoch: i64, token: i64, until: Instant, no_way_back: bool) -> Self {
         let rest = verify::Rest::default();
         let last = Instant::now();
-        Way { job, epoch, token, until, last, closed: None, lsn: None, rest, sequences_left: Vec::new(), no_way_back }
+        Way {
+            job,
+            epoch,
+            token,
+            until,
+            last,
+            closed: None,
+            lsn: None,
+            rest,
+            sequences_left: Vec::new(),
+            no_way_back,
+            paused: false,
+        }
     }
 
     async fn step(&mut self, target: &Session, from: State, to: State) -> Result<(), CutoverError> {
@@ -85,6 +100,7 @@ impl<'a> Way<'a> {
         self.hook(target, "before_fence", plan.cutover.hooks.before_fence.as_deref(), "begun", self.job.closes())
             .await?;
         remainder.read_on().await?;
+        self.pause(target).await?;
         self.step(target, State::Begun, State::Fencing).await?;
         model::failpoint!("cutover_fencing");
         let what = if plan.is_back() { "rolled back to its source" } else { "cut over to another database" };
@@ -148,6 +164,22 @@ impl<'a> Way<'a> {
                 self.rest.different.len()
             ))),
         }
+    }
+
+    /// Pauses the plan's PgBouncers, if this process still leads: what it would pause after that, nobody resumes.
+    async fn pause(&mut self, target: &Session) -> Result<(), CutoverError> {
+        let plan = &self.job.verify.plan;
+        if plan.cutover.bouncers.is_empty() {
+            return Ok(());
+        }
+        match journal::last(target).await? {
+            Some(entry) if (entry.epoch, entry.token, entry.state) == (self.epoch, self.token, State::Begun) => {}
+            _ => return Err(CutoverError::Overtaken("another process leads, or has cancelled it".to_owned())),
+        }
+        self.paused = true;
+        bouncer::pause(plan).await?;
+        model::failpoint!("pgbouncer_paused");
+        Ok(())
     }
 
     async fn hook(

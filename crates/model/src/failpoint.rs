@@ -187,6 +187,8 @@ names! {
     "cutover_begun",
     /// The source has its triggers, which do nothing yet.
     "fence_prepared",
+    /// The application's pool is paused.
+    "pgbouncer_paused",
     /// The journal says that the source is being closed.
     "cutover_fencing",
     /// The triggers are enabled, in an open transaction that holds all locks.
@@ -209,6 +211,10 @@ names! {
     // Behind it.
     /// The target takes writes.
     "decision_committed",
+    /// The pool's file names the other side, and the pool does not know.
+    "pgbouncer_switched",
+    /// The pool knows, and is paused.
+    "pgbouncer_reloaded",
     /// The application is led over.
     "application_routed",
     /// The journal says so.
@@ -223,6 +229,8 @@ names! {
     "cancel_decided",
     /// The source takes writes again.
     "source_reopened",
+    /// A pool that was paused goes on.
+    "pgbouncer_resumed",
 
     // `crossfade complete`.
     /// The source has no fence any more.

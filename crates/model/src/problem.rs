@@ -193,6 +193,8 @@ codes! {
     OutcomeUnknown = "outcome_unknown", exit 2;
     /// A command of the plan failed.
     HookFailed = "hook_failed", exit 1;
+    /// A PgBouncer of the plan could not be paused, led over or resumed.
+    PgBouncerFailed = "pgbouncer_failed", exit 1;
     /// A check of the plan could not be run.
     CheckFailed = "check_failed", exit 2;
     /// The plan has no stages, or not the one that was named, or none is set yet.

@@ -195,7 +195,7 @@ async fn open(endpoint: &Endpoint, host: &Host, purpose: &str, read_only: bool) 
 }
 
 /// While logging in, what is neither the server's word nor the connection's end is about credentials.
-fn login_error(error: tokio_postgres::Error) -> PgError {
+pub(crate) fn login_error(error: tokio_postgres::Error) -> PgError {
     match PgError::from(error) {
         PgError::Unexpected { reason, .. } => PgError::credentials(reason),
         other => other,
@@ -225,7 +225,7 @@ pub(crate) fn verify_reported<'a>(
 }
 
 /// Moves the session's bytes until its owner is gone or the server is.
-async fn drive(
+pub(crate) async fn drive(
     connection: Connection<Transport, Transport>,
     notifications: mpsc::Sender<Notification>,
     gone: oneshot::Receiver<()>,

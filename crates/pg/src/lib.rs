@@ -6,6 +6,7 @@
 //! - [`pgoutput`]: what travels on it, decoded
 //! - [`catalog`]: which tables there are and what they look like
 //! - [`fence`]: what keeps the application from writing
+//! - [`Console`]: the admin console of a PgBouncer
 //! - [`somebody_waits`]: whether the application waits for locks of ours
 //! - [`PgError`], [`policy`]: what a failure means, and whether to try again
 //!
@@ -14,6 +15,7 @@
 
 pub mod catalog;
 mod connect;
+mod console;
 mod endpoint;
 mod error;
 pub mod fence;
@@ -26,6 +28,7 @@ mod transport;
 mod waiting;
 
 pub use connect::{Canceller, Session, connect, connect_read_only};
+pub use console::{Console, ConsoleRow};
 pub use endpoint::Endpoint;
 pub use error::{PgError, Policy, ServerError, policy};
 pub use replication::{Frame, ProtocolVersion, Replication, ReplicationStream, SlotCreated, SystemInfo};

@@ -1,3 +1,4 @@
+mod bouncers;
 mod questions;
 mod stages;
 
@@ -63,7 +64,7 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
         verify: check_verify(top.get("verify"))?,
-        cutover: check_cutover(top.get("cutover"))?,
+        cutover: check_cutover(top.get("cutover"), env)?,
         checks: top.get("check").map(|entry| questions::check(&entry, &sources)).transpose()?.unwrap_or_default(),
         stages: top.get("stages").map(|entry| stages::check(&entry)).transpose()?,
         http: top.get("http").map(|entry| check_http(&entry)).transpose()?,
@@ -127,7 +128,9 @@ fn secret<'a>(section: &Section<'a>, example: &str, env: Env<'_>) -> Result<(Ent
 /// Who has forgotten one variable has often forgotten the others: all of them are told, in the order in which they are asked for.
 fn all_missing(top: &Section<'_>, env: Env<'_>, first: Problem) -> Problem {
     let sources = top.get("sources").and_then(|sources| sources.open().ok());
+    let bouncer = top.get("cutover").and_then(|cutover| cutover.open().ok()?.get("pgbouncer"));
     let sections = top.get("target").into_iter().chain(sources.iter().flat_map(Section::entries)).chain(top.get("log"));
+    let sections = sections.chain(bouncer);
     let names: Vec<String> = sections
         .filter_map(|entry| Some(entry.open().ok()?.get("url_env")?.text("").ok()?.to_owned()))
         .filter(|name| env(name).is_none_or(|value| value.trim().is_empty()))
@@ -163,10 +166,13 @@ fn check_target(entry: &Entry<'_>, env: Env<'_>) -> Result<(Target, Server), Pro
 }
 
 fn postgres(section: &Section<'_>, env: Env<'_>) -> Result<(Secret, Server), Problem> {
-    const EXAMPLE: &str = "postgres://user:password@host:5432/database";
-    let (entry, url) = secret(section, EXAMPLE, env)?;
+    postgres_like(section, "postgres://user:password@host:5432/database", env)
+}
+
+fn postgres_like(section: &Section<'_>, example: &str, env: Env<'_>) -> Result<(Secret, Server), Problem> {
+    let (entry, url) = secret(section, example, env)?;
     let server = Server::parse(url.expose()).map_err(|why| {
-        entry.problem(format!("this is not the URL of a Postgres database: {why}"), format!("write it like {EXAMPLE}"))
+        entry.problem(format!("this is not the URL of a Postgres database: {why}"), format!("write it like {example}"))
     })?;
     Ok((url, server))
 }
@@ -348,8 +354,8 @@ impl Default for Verify {
     }
 }
 
-fn check_cutover(entry: Option<Entry<'_>>) -> Result<Cutover, Problem> {
-    const KNOWN: [&str; 3] = ["sequence_margin", "hook_timeout", "hooks"];
+fn check_cutover(entry: Option<Entry<'_>>, env: Env<'_>) -> Result<Cutover, Problem> {
+    const KNOWN: [&str; 4] = ["sequence_margin", "hook_timeout", "hooks", "pgbouncer"];
     let mut cutover = Cutover::default();
     let Some(section) = entry.map(|entry| entry.section(&KNOWN)).transpose()? else { return Ok(cutover) };
     for entry in section.entries() {
@@ -357,6 +363,7 @@ fn check_cutover(entry: Option<Entry<'_>>) -> Result<Cutover, Problem> {
             "sequence_margin" => cutover.sequence_margin = entry.number(0..=1_000_000_000)? as i64,
             "hook_timeout" => cutover.hook_timeout = positive(&entry, "10s")?,
             "hooks" => cutover.hooks = check_hooks(&entry)?,
+            "pgbouncer" => cutover.bouncers = bouncers::check(&entry, env)?,
             _ => {}
         }
     }
@@ -384,7 +391,12 @@ fn check_hooks(entry: &Entry<'_>) -> Result<Hooks, Problem> {
 impl Default for Cutover {
     /// What holds where the plan says nothing.
     fn default() -> Self {
-        Cutover { sequence_margin: 1000, hook_timeout: Duration::from_secs(10), hooks: Hooks::default() }
+        Cutover {
+            sequence_margin: 1000,
+            hook_timeout: Duration::from_secs(10),
+            hooks: Hooks::default(),
+            bouncers: Vec::new(),
+        }
     }
 }
 

@@ -19,8 +19,8 @@ mod written;
 pub use direction::{Direction, back_name, origins, source_side, target_side};
 pub use patterns::Patterns;
 pub use plan::{
-    Asks, Check, CheckSeverity, Cutover, Fix, Hooks, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Side,
-    Source, Target, Verify,
+    Asks, Check, CheckSeverity, Cutover, Fix, Hooks, Identity, Limits, Log, OnWalCritical, PgBouncer, Plan, SchemaMode,
+    Side, Source, Target, Verify,
 };
 pub use secret::Secret;
 pub use stages::{Gate, Stage, Stages, WritableSide};

@@ -140,6 +140,25 @@ pub struct Cutover {
     pub hook_timeout: Duration,
     /// Commands that are run on the way.
     pub hooks: Hooks,
+    /// What the application connects through, and is led over by; none if it is led over by other means.
+    pub bouncers: Vec<PgBouncer>,
+}
+
+/// A PgBouncer that the application connects through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PgBouncer {
+    /// Its admin console, `postgres://…/pgbouncer`.
+    pub url: Secret,
+    /// What the application's database is called in its `[databases]`; one word.
+    pub database: String,
+    /// The file that has the line of that database: its ini file, or one that is included there.
+    pub file: PathBuf,
+    /// What the line says while the source is the writable side, behind the `=`. One line; it may hold a password.
+    pub source: Secret,
+    /// What it says while the target is.
+    pub target: Secret,
+    /// How long the transactions that are open when it is paused may take to end.
+    pub pause_timeout: Duration,
 }
 
 /// Commands for `sh -c`, each at its point of a cutover.

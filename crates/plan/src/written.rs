@@ -188,6 +188,11 @@ impl<'a> Entry<'a> {
         items.iter().map(|item| item.section(known)).collect()
     }
 
+    /// The section, or, if there are several, all of them: `[…]` or `[[…]]`.
+    pub(crate) fn section_or_more(&self, known: &[&str]) -> Result<Vec<Section<'a>>, Problem> {
+        if self.value.is_array() { self.sections(known) } else { Ok(vec![self.section(known)?]) }
+    }
+
     /// `true` or `false`.
     pub(crate) fn flag(&self) -> Result<bool, Problem> {
         self.value.as_bool().ok_or_else(|| self.is_not("true or false", "true"))

@@ -31,7 +31,7 @@ pub(crate) async fn run(
         .map_err(|problem| Problem { what: format!("--into: {}", problem.what), ..problem })?;
     let job = Job { plan: Arc::new(rehearsed), into: endpoint, log, worker: wiring::worker(), until, against };
     let mut report = rehearse::run(&job).await?;
-    if let Some(last) = report::last(&plan, "rehearse") {
+    if let Some((_, last)) = report::last(&plan, "rehearse", |_| true) {
         beside(&mut report, &last);
     }
     let document = serde_json::to_value(&report)

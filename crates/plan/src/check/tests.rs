@@ -215,3 +215,34 @@ fn a_plan_that_cannot_be_read_is_named() {
     let problem = Plan::load(Path::new("/nowhere/shop.toml")).unwrap_err();
     assert_eq!((problem.code, problem.what.as_str()), (Code::PlanInvalid, "/nowhere/shop.toml"));
 }
+
+const BOUNCER: &str = "url = \"postgres://admin@pool:6432/pgbouncer\"\ndatabase = \"shop\"\nfile = \"pgbouncer.ini\"\nsource = \"host=source password=hunter2\"\ntarget = \"host=target\"\n";
+
+#[test]
+fn one_pgbouncer_or_several_are_heard() {
+    let plan = parse(&format!("{PLAN}[cutover.pgbouncer]\n{BOUNCER}")).unwrap();
+    let [bouncer] = &plan.cutover.bouncers[..] else { panic!() };
+    assert_eq!((bouncer.database.as_str(), bouncer.file.as_path()), ("shop", Path::new("etc/pgbouncer.ini")));
+    assert_eq!((bouncer.target.expose(), bouncer.pause_timeout), ("host=target", Duration::from_secs(2)));
+    assert!(!format!("{plan:?}").contains("hunter2"));
+    let two = format!("{PLAN}[[cutover.pgbouncer]]\n{BOUNCER}[[cutover.pgbouncer]]\n{BOUNCER}pause_timeout = \"1s\"\n");
+    let plan = parse(&two).unwrap();
+    let timeouts: Vec<u64> = plan.cutover.bouncers.iter().map(|bouncer| bouncer.pause_timeout.as_secs()).collect();
+    assert_eq!(timeouts, [2, 1]);
+}
+
+#[test]
+fn a_pgbouncer_that_cannot_be_led_is_refused_without_showing_its_lines() {
+    for (from, to, key) in [
+        ("database = \"shop\"\n", "", "database"),
+        ("database = \"shop\"", "database = \"sh;op\"", "database"),
+        ("host=target", "target", "target"),
+        ("host=source", "host=a\\nother = host=b", "source"),
+        ("postgres://admin@pool:6432/pgbouncer", "pool:6432", "url"),
+        ("file = \"pgbouncer.ini\"\n", "file = \"x\"\npause_timeout = \"0s\"\n", "pause_timeout"),
+    ] {
+        let problem = parse(&format!("{PLAN}[cutover.pgbouncer]\n{}", BOUNCER.replace(from, to))).unwrap_err();
+        assert!(problem.what.contains(&format!("cutover.pgbouncer.{key}")), "{problem}");
+        assert!(!problem.to_string().contains("hunter2"), "{problem}");
+    }
+}
