@@ -336,7 +336,7 @@ async fn what_was_acknowledged_is_there_once() -> Result<()> {
     let begun = Instant::now();
     let mut writers = Writers::default();
     for writer in 0..16 {
-        writers.add(writer, Route::File(file("now.dsn")), Duration::ZERO);
+        writers.add(writer, Route::File(file("now.dsn")), Duration::from_millis(5));
     }
     let (source, target) = (world.source.port(), world.target.port());
     until("rows at the source", MINUTE, || async { Ok((writers.count(source, begun) > 1000).then_some(())) }).await?;

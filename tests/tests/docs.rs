@@ -82,7 +82,7 @@ fn every_key_of_a_report_stands_in_its_document() {
         ("docs/verify.md", "crates/status/src/model.rs", &["Verified", "NotEqual", "Oldest", "Unfinished"]),
         (
             "docs/rehearse.md",
-            "crates/rehearse/src/report.rs",
+            "crates/cutover/src/rehearse/report.rs",
             &["Report", "Phase", "Last", "SourceReport", "TableReport"],
         ),
         ("docs/rehearse.md", "crates/verify/src/recorded.rs", &["PartDiffers"]),

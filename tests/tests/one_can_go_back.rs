@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::follow::following;
-use crossfade_tests::{Crossfade, Pgbench, World, until};
+use crossfade_tests::{Crossfade, Nats, Pgbench, World, until};
 use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -112,7 +112,7 @@ fn streaming() -> Result<crossfade_tests::Cluster> {
 /// What apply writes to one side is not carried back to the other, be it sent whole or streamed; nor is it counted as somebody else's.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_goes_round_in_circles() -> Result<()> {
-    let world = World::of(streaming()?, streaming()?, None)?;
+    let world = World::of(streaming()?, streaming()?, Some(Nats::start()?))?;
     world.at_source(SCHEMA)?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
@@ -120,6 +120,9 @@ async fn nothing_goes_round_in_circles() -> Result<()> {
     let many = "INSERT INTO parts SELECT i % 199 + 1, 'q' FROM generate_series(1, 199) i ON CONFLICT (id) DO UPDATE SET v = parts.v || repeat('x', 2000);
                 UPDATE b SET n = n + 1; TRUNCATE touched; INSERT INTO touched SELECT generate_series(1, 20000)";
     world.at_source(&format!("BEGIN; {many}; COMMIT"))?;
+    // What a TRUNCATE writes first has no origin.
+    let emptied = "TRUNCATE touched; INSERT INTO touched SELECT generate_series(1, 20000)";
+    world.at_source(&format!("BEGIN; {emptied}; COMMIT"))?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     verified(&crossfade).await?;
     committed(&crossfade, "cutover").await?;
@@ -129,6 +132,9 @@ async fn nothing_goes_round_in_circles() -> Result<()> {
     let forth: i64 = world.at_target(rows)?.parse()?;
     world.target.psql("app", &format!("BEGIN; {many}; COMMIT"))?;
     world.target.psql("app", &format!("BEGIN; SAVEPOINT s; {many}; ROLLBACK TO s; UPDATE a SET v = 'kept'; COMMIT"))?;
+    world.target.psql("app", &format!("BEGIN; {emptied}; COMMIT"))?;
+    let refused = crossfade.run(&["recopy", "public.a", "--json"]).await?;
+    ensure!(refused.error_code().is_ok_and(|code| code == "cutover_refused"), "{refused:?}");
     let last = "SELECT count(*) FROM a WHERE v = 'kept'";
     let all = world.target.psql("app", last)?;
     until("the source has it", MINUTE, || async { Ok((world.at_source(last)? == all).then_some(())) }).await?;
@@ -263,8 +269,16 @@ async fn committed_while_away(world: &World, crossfade: &Crossfade) -> Result<()
     crossfade.wait_for(&mut run, "the way back followed", MINUTE, follows).await?;
     committed(crossfade, "rollback").await?;
     run.stop().await?;
-    let dies = crossfade.start_armed(&["run"], OF_APPLY, 0)?;
-    let cutover = crossfade.start(&["cutover", "--json"])?;
+    let mut dies = crossfade.start_armed(&["run"], OF_APPLY, 0)?;
+    // Refused as long as not everything runs, it puts no marker there.
+    let mut cutover = crossfade.start(&["cutover", "--json"])?;
+    while dies.is_running()? {
+        if cutover.ended()?.is_some() {
+            cutover.hush();
+            cutover = crossfade.start(&["cutover", "--json"])?;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     dies.died_at(OF_APPLY, MINUTE).await?;
     let mut run = crossfade.start(&["run"])?;
     let finished = cutover.finish(2 * MINUTE).await?;

@@ -48,9 +48,9 @@ async fn a_schema_change_at_the_target_stops_it() -> Result<()> {
     Ok(())
 }
 
-/// Before a cutover nothing depends on it: the target follows, and a cutover that wants a way back is refused.
+/// Before a cutover nothing depends on it: the target follows, and the way back is begun anew. What others wrote meanwhile nobody knows, until both sides were compared.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_slot_the_target_follows_and_a_cutover_is_refused() -> Result<()> {
+async fn without_its_slot_it_is_begun_anew_and_both_sides_are_compared_again() -> Result<()> {
     let world = prepared().await?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
@@ -61,10 +61,35 @@ async fn without_its_slot_the_target_follows_and_a_cutover_is_refused() -> Resul
     let mut run = following(&crossfade).await?;
     world.at_source("INSERT INTO t VALUES (1000, 'y')")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    ensure!(run.log_tail().contains("cut over with `--no-way-back`"), "{}", run.log_tail());
+    captured(&world).await?;
     let refused = crossfade.run(&["cutover", "--json"]).await?;
-    ensure!(refused.json()?["refused"].to_string().contains("\"way_back\""), "{refused:?}");
-    let without = crossfade.run(&["cutover", "--no-way-back"]).await?;
-    ensure!(without.status.success(), "{without:?}");
+    ensure!(refused.json()?["refused"].to_string().contains("\"rogue_writes\""), "{refused:?}");
+    verified(&crossfade).await?;
+    let cutover = crossfade.run(&["cutover"]).await?;
+    ensure!(cutover.status.success(), "{cutover:?}");
+    let back = crossfade.run(&["rollback"]).await?;
+    ensure!(back.status.success(), "{back:?}");
+    run.stop().await
+}
+
+/// Cut over without a way back, the target keeps back no WAL for one, and capture and apply go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_wants_one_it_is_taken_away() -> Result<()> {
+    let world = prepared().await?;
+    let crossfade = world.crossfade()?;
+    let mut run = following(&crossfade).await?;
+    captured(&world).await?;
+    verified(&crossfade).await?;
+    let cutover = crossfade.run(&["cutover", "--no-way-back"]).await?;
+    ensure!(cutover.status.success(), "{cutover:?}");
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    until("the slot gone", MINUTE, || async { Ok((world.at_target(slots)? == "0").then_some(())) }).await?;
+    let back = crossfade.run(&["rollback", "--json"]).await?;
+    ensure!(back.json()?["refused"][0]["code"] == "no_way_back", "{back:?}");
+    ensure!(run.is_running()?, "it has ended");
+    run.stop().await?;
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_phase(&mut run, "routed", MINUTE).await?;
+    ensure!(world.at_target(slots)? == "0", "it is there again");
     run.stop().await
 }

@@ -1,11 +1,14 @@
 //! The way back's state in the source, schema `crossfade`: the same tables as in the target. Apply of the way back finds there what a copy leaves behind otherwise: the tables, the
 //! checkpoint, and that both are joined.
 
-use model::{Code, Header, Lsn, Problem, Record, Seq, Snapshot, TableBegin, TableName};
+use model::{Code, Header, Lsn, Problem, Record, Seq, Snapshot, TableBegin, TableName, quote};
 use pg::Session;
 use pg::catalog::Table;
 
 use crate::{ApplyError, state};
+
+/// What a process that is stopped in the middle of it holds is free again soon.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 /// Where the way back begins: all that was committed at the target before is the source's already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +35,7 @@ pub async fn back_tables(target: &Session, source: &str) -> Result<Vec<TableName
 /// The source; or its schema `crossfade` belongs to another plan, or it lacks a table.
 pub async fn back_prepare(source: &Session, header: &Header, tables: &[(Table, String)]) -> Result<(), ApplyError> {
     state::open(source, std::slice::from_ref(header), true).await?;
-    source.batch_execute("BEGIN").await?;
+    source.batch_execute(BEGIN).await?;
     let noted = note_tables(source, &header.source, tables).await;
     source.batch_execute(if noted.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
     noted
@@ -102,13 +105,13 @@ pub type Quiet = Vec<(String, String)>;
 /// # Errors
 /// The source.
 pub async fn back_begins(source: &Session, epoch: i64, from: BackFrom, quiet: &Quiet) -> Result<(), ApplyError> {
-    source.batch_execute("BEGIN").await?;
+    source.batch_execute(BEGIN).await?;
     let begun = async {
         if unbar(source, epoch, quiet).await? {
             source
                 .execute(
                     "UPDATE crossfade.checkpoint SET lsn = '0/0'::pg_lsn + $1::int8::numeric, seq = $2, schema = true, join_marker = '', started = true,
-                            joined = true, commit_time = NULL",
+                            joined = true, commit_time = NULL, control_seq = 0, control_sum = NULL",
                     &[&(from.lsn.0 as i64), &(from.seq.0 as i64)],
                 )
                 .await?;
@@ -132,7 +135,7 @@ pub async fn forward_again(
     from: BackFrom,
     quiet: &Quiet,
 ) -> Result<(), ApplyError> {
-    target.batch_execute("BEGIN").await?;
+    target.batch_execute(BEGIN).await?;
     let begun = async {
         if unbar(target, epoch, quiet).await? {
             target
@@ -174,7 +177,12 @@ pub async fn loud(session: &Session) -> Result<(), ApplyError> {
         return Ok(());
     }
     for row in &session.query("SELECT statement FROM crossfade.quieted ORDER BY 1", &[]).await? {
-        session.batch_execute(row.get(0)).await?;
+        // Somebody may have dropped it since.
+        let again = format!(
+            "BEGIN EXECUTE {}; EXCEPTION WHEN undefined_object OR undefined_table THEN NULL; END",
+            quote::literal(row.get(0))
+        );
+        session.batch_execute(&format!("DO {}", quote::literal(&again))).await?;
     }
     session.batch_execute("DELETE FROM crossfade.quieted").await?;
     Ok(())
@@ -188,6 +196,15 @@ pub async fn bar(session: &Session, epoch: i64) -> Result<(), ApplyError> {
     let query = "UPDATE crossfade.lease SET token = token + 1, worker = NULL, pid = NULL, backend_start = NULL, taken_from = NULL, barred = true, since = $1";
     session.execute(query, &[&epoch]).await?;
     loud(session).await
+}
+
+/// Whether apply may not write to this database, for the application does. There is state of a plan in it.
+///
+/// # Errors
+/// The database.
+pub async fn is_barred(session: &Session) -> Result<bool, ApplyError> {
+    let query = "SELECT coalesce(to_jsonb(l) ->> 'barred', 'false') = 'true' FROM crossfade.lease l";
+    Ok(session.query_one(query, &[]).await?.get(0))
 }
 
 /// How far the tail of `source` is applied.

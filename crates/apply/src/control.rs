@@ -27,7 +27,7 @@ pub(crate) async fn follow(
     caught_up: watch::Sender<bool>,
 ) -> Result<(), ApplyError> {
     // It empties tables for new epochs.
-    let session = session::writer(&job.endpoint, &job.plan.name, "apply control").await?;
+    let session = session::writer(&job, "apply control").await?;
     let stream = job.stream(&source, StreamKind::Copy);
     let from = position(&job, &session, lease, &source, &stream).await?;
     let end = end(&*job.log, &stream).await?;

@@ -40,7 +40,7 @@ pub(crate) async fn work(job: Arc<Job>, stop: CancellationToken) -> Result<(), A
         }
         let writer = match &mut session {
             Some(writer) => writer,
-            none => none.insert(session::writer(&job.endpoint, &job.plan.name, "apply copy").await?),
+            none => none.insert(session::writer(&job, "apply copy").await?),
         };
         if claim(&job, writer).await? || schema::build_one(writer).await? {
             continue;

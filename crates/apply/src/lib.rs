@@ -26,7 +26,7 @@ mod state;
 mod tables;
 mod tail;
 
-pub use back::{BackFrom, Quiet, applied, back_begins, back_prepare, back_tables, bar, forward_again, loud};
+pub use back::{BackFrom, Quiet, applied, back_begins, back_prepare, back_tables, bar, forward_again, is_barred, loud};
 pub use error::ApplyError;
 pub use preflight::{Needed, preflight, preflight_source};
 pub use remove::{Removal, live_workers, remove, remove_origins};

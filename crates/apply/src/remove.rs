@@ -3,7 +3,7 @@ use std::time::Duration;
 use model::{Code, Problem};
 use pg::Session;
 
-use crate::{ApplyError, state};
+use crate::{ApplyError, back, state};
 
 /// Something that crossfade made at the target, besides the application's own schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,7 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
                 Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) => {}
                 removed => removed?,
             }
+            back::loud(session).await?;
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("target_schema_dropped");
         }

@@ -62,7 +62,8 @@ async fn follow(job: &Job, session: &Session, lease: Lease, source: &str) -> App
     loop {
         let looked = async {
             let (seq, record) = reader.next().await?;
-            for found in look.take(record) {
+            let whole = look.take(record).into_iter();
+            for found in whole.filter(|found| !found.rows.is_empty() || !found.markers.is_empty()) {
                 note(session, lease, source, seq, &found).await?;
             }
             Ok::<_, ApplyError>(())

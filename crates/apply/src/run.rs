@@ -27,6 +27,8 @@ pub struct Job {
     pub worker: String,
     /// What it has learnt of the log; empty to begin with.
     pub cut_off: CutOff,
+    /// Nobody captures what it writes: it needs no replication origins.
+    pub alone: bool,
 }
 
 impl Job {
@@ -223,7 +225,7 @@ async fn lead(
     held: lease::Held,
     stop: CancellationToken,
 ) -> Result<(), ApplyError> {
-    let session = session::writer(&job.endpoint, &job.plan.name, "apply tail").await?;
+    let session = session::writer(&job, "apply tail").await?;
     let lease = loop {
         match lease::acquire(&session, &job.worker, &held).await? {
             Some(lease) => break lease,

@@ -1,24 +1,26 @@
 //! Sessions that write to the target.
 
 use model::{Code, Problem};
-use pg::{Endpoint, Session};
+use pg::Session;
 
-use crate::{ApplyError, state};
+use crate::{ApplyError, Job, state};
 
 /// A session whose rows are taken as already triggered and checked, and whose commits carry an origin of the plan's, so that a way
 /// back can leave them out.
 ///
 /// Commits are not waited for: rows and checkpoint, or rows and ledger, are in the same transaction and are lost together, and what
 /// is lost is read from the log again.
-pub(crate) async fn writer(endpoint: &Endpoint, plan: &str, purpose: &str) -> Result<Session, ApplyError> {
-    let session = pg::connect(endpoint, purpose).await?;
+pub(crate) async fn writer(job: &Job, purpose: &str) -> Result<Session, ApplyError> {
+    let session = pg::connect(&job.endpoint, purpose).await?;
     session
         .batch_execute("SET synchronous_commit = off; SET jit = off; SET plan_cache_mode = force_generic_plan")
         .await?;
     session.batch_execute("SET session_replication_role = replica").await?;
     // The fence of a side that was closed by a cutover or a rollback holds back the replica role as well.
     pg::fence::exempt(&session).await?;
-    take_origin(&session, plan).await?;
+    if !job.alone {
+        take_origin(&session, &job.plan.name).await?;
+    }
     Ok(session)
 }
 

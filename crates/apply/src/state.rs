@@ -177,7 +177,10 @@ pub async fn adopt(session: &Session, plan: &str, nonce: &str) -> Result<(), App
 /// Creates the schema, or finds it to be this plan's.
 pub(crate) async fn open(session: &Session, headers: &[Header], back: bool) -> Result<(), ApplyError> {
     let Some(header) = headers.first() else { return Ok(()) };
-    session.batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({CREATE_LOCK})")).await?;
+    let begin = format!(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'; SELECT pg_advisory_xact_lock({CREATE_LOCK})"
+    );
+    session.batch_execute(&begin).await?;
     if !exists(session).await? {
         session.batch_execute(DDL).await?;
         session

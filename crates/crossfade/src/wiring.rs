@@ -154,6 +154,7 @@ pub(crate) fn applier(plan: &Arc<Plan>, log: &Arc<dyn Log>) -> Result<apply::Job
         log: Arc::clone(log),
         worker: worker(),
         cut_off: apply::CutOff::default(),
+        alone: false,
     })
 }
 

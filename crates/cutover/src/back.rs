@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::drain::Ear;
 use crate::error::CutoverError;
 use crate::history::History;
+use crate::journal;
 use crate::run::Job;
 
 /// Between two looks at whether there is something to begin with, and at which tables there are.
@@ -36,6 +37,13 @@ const BOUND: Duration = Duration::from_millis(500);
 pub(crate) async fn plan_back(plan: &Plan, target: &Session) -> Result<Option<Plan>, CutoverError> {
     let (Some(mut back), [source]) = (plan.back(), &plan.sources[..]) else { return Ok(None) };
     let tables = ::apply::back_tables(target, &source.name).await?;
+    // A partition that is attached later on belongs to them.
+    let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
+    let roots = "SELECT DISTINCT n.nspname::text, c.relname::text FROM unnest($1::text[]) name JOIN pg_class p ON p.oid = to_regclass(name) AND p.relispartition
+                   JOIN pg_class c ON c.oid = pg_partition_root(p.oid) JOIN pg_namespace n ON n.oid = c.relnamespace";
+    let roots = target.query(roots, &[&names]).await?;
+    let roots = roots.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+    let tables: Vec<TableName> = roots.chain(tables).collect();
     back.sources = back.sources.iter().map(|source| source.only(tables.iter().cloned())).collect();
     Ok(Some(back))
 }
@@ -82,16 +90,22 @@ pub async fn is_reversing(job: &verify::Job) -> Result<bool, Problem> {
 pub async fn capture(job: ::capture::Job, source: Endpoint, stop: CancellationToken) -> Result<(), Problem> {
     let mut said = String::new();
     loop {
-        let problem = match capture_once(&job, &source, &stop).await {
-            Ok(()) if stop.is_cancelled() => return Ok(()),
-            // There are other tables than before.
-            Ok(()) => continue,
-            Err(error) => Problem::from(error),
+        let error = match capture_once(&job, &source, &stop).await {
+            Ok(Ended::Told | Ended::NoWayBack) => return Ok(()),
+            Ok(Ended::OtherTables) => continue,
+            Err(error) => error,
         };
-        let open = open(&job).await;
+        // A connection is made anew, whatever depends on it.
+        let lost = matches!(&error, CutoverError::Pg(error) if pg::policy(error) == pg::Policy::Retry);
+        let (problem, open) = (Problem::from(error), open(&job).await);
         let problem = for_the_way_back(problem, open);
-        if open {
+        if open && !lost {
             return Err(problem);
+        }
+        if matches!(problem.code, Code::SlotLost | Code::SlotGivenUp | Code::Gap)
+            && let Err(error) = anew(&job).await
+        {
+            warn!("the way back cannot be begun anew: {}", Problem::from(error));
         }
         if said != problem.to_string() {
             said = problem.to_string();
@@ -114,37 +128,87 @@ fn for_the_way_back(problem: Problem, open: bool) -> Problem {
         (Code::SlotLost | Code::SlotGivenUp | Code::Gap, true) => {
             "there is no way back any more: stay, keep the target as it is, and end with `crossfade complete`"
         }
-        (Code::SlotLost | Code::SlotGivenUp | Code::Gap | Code::SchemaChanged, false) => {
-            "cut over with `--no-way-back`, or end the plan with `crossfade complete --yes` and start anew"
+        (Code::SlotLost | Code::SlotGivenUp | Code::Gap, false) => {
+            "it is begun anew; what was written to the target meanwhile is not known, so that a cutover wants `crossfade verify` again"
         }
+        (Code::SchemaChanged, false) => "nothing: capture of it begins again with the tables as they are now",
         _ => return problem,
     };
     Problem { next: next.to_owned(), ..problem }
+}
+
+/// Nothing depends on the way back yet, and it has lost something: its slot and its streams go, and are made again. What others have written to the target in between nobody
+/// knows, which the next verify in full settles.
+async fn anew(job: &::capture::Job) -> Result<(), CutoverError> {
+    let Some(back) = job.plan.back() else { return Ok(()) };
+    let target = pg::connect(&job.endpoint, "way back").await?;
+    if ::apply::is_barred(&target).await? {
+        return Ok(());
+    }
+    for source in &back.sources {
+        target
+            .execute(
+                "INSERT INTO crossfade.rogue (source, schema, name, rows, key, lsn, at)
+                 SELECT DISTINCT ON (into_schema, into_name) $1::text, into_schema, into_name, 0, 'nobody looked for a while', pg_current_wal_lsn(), clock_timestamp()
+                   FROM crossfade.tables ON CONFLICT (source, schema, name) DO UPDATE SET at = excluded.at",
+                &[&source.name],
+            )
+            .await?;
+        target.execute("DELETE FROM crossfade.watched WHERE source = $1::text", &[&source.name]).await?;
+        ::capture::remove(&target, &back.name, &source.name, true).await?;
+        let ::capture::Streams { copy, chunks, tail } = ::capture::streams(&back.name, &source.name);
+        // The one that says whose they are goes last.
+        for stream in [chunks, tail, copy] {
+            job.log.remove(&stream).await.map_err(Problem::from)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the application writes to the target, as far as that is known.
 async fn open(job: &::capture::Job) -> bool {
     let asked = async {
         let session = pg::connect_read_only(&job.endpoint, "way back").await?;
-        let query = "SELECT to_jsonb(l) ->> 'barred' = 'true' FROM crossfade.lease l";
-        Ok::<_, CutoverError>(session.query_one(query, &[]).await?.get::<_, Option<bool>>(0).unwrap_or_default())
+        Ok::<_, CutoverError>(::apply::is_barred(&session).await?)
     };
     asked.await.unwrap_or_default()
 }
 
-async fn capture_once(job: &::capture::Job, source: &Endpoint, stop: &CancellationToken) -> Result<(), CutoverError> {
+/// Why a capture has ended.
+enum Ended {
+    /// It was told to.
+    Told,
+    /// It was cut over without one, and what captured it is gone.
+    NoWayBack,
+    /// There are other tables than before.
+    OtherTables,
+}
+
+async fn capture_once(
+    job: &::capture::Job,
+    source: &Endpoint,
+    stop: &CancellationToken,
+) -> Result<Ended, CutoverError> {
     let target = pg::connect_read_only(&job.endpoint, "way back").await?;
     let tables = tokio::select! {
         biased;
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(Ended::Told),
         tables = joined(&target, job) => tables?,
     };
+    let open = ::apply::is_barred(&target).await?;
+    if open && given_up(&target).await? {
+        take_away(job).await?;
+        return Ok(Ended::NoWayBack);
+    }
     let identity = {
         let session = pg::connect_read_only(source, "way back").await?;
         pg::catalog::identity(&session).await?
     };
-    let Some(back) = plan_back(&job.plan, &target).await? else { return Ok(()) };
-    let Some(captured) = back.sources.first().cloned() else { return Ok(()) };
+    let Some(back) = plan_back(&job.plan, &target).await? else { return Ok(Ended::NoWayBack) };
+    let Some(captured) = back.sources.first().cloned() else { return Ok(Ended::NoWayBack) };
+    if open {
+        unpublished(&target, &back.name, &captured).await?;
+    }
     let nonce = target.query_one("SELECT nonce FROM crossfade.plan", &[]).await?.get(0);
     let inner = stop.child_token();
     let job = ::capture::Job { plan: Arc::new(back), source: captured, target: identity, nonce, ..job.clone() };
@@ -152,11 +216,56 @@ async fn capture_once(job: &::capture::Job, source: &Endpoint, stop: &Cancellati
     let stopped = inner.clone();
     let mut capture = std::pin::pin!(::capture::run(job.clone(), stopped));
     tokio::select! {
-        ended = &mut capture => return Ok(ended?),
-        changed = others(&target, &job, &tables) => changed?,
+        ended = &mut capture => Ok(ended.map(|()| Ended::Told)?),
+        changed = others(&target, &job, &tables) => {
+            let changed = changed.map(drop);
+            inner.cancel();
+            capture.await?;
+            // The next look takes away what is of no use any more.
+            Ok(changed.map(|()| Ended::OtherTables)?)
+        }
     }
-    inner.cancel();
-    Ok(capture.await?)
+}
+
+/// The last cutover was one without a way back.
+async fn given_up(target: &Session) -> Result<bool, CutoverError> {
+    Ok(journal::last_decided(target).await?.is_some_and(|entry| !entry.back && entry.from.is_none()))
+}
+
+/// What is not used any more keeps back no WAL at the target.
+async fn take_away(job: &::capture::Job) -> Result<(), CutoverError> {
+    let Some(back) = job.plan.back() else { return Ok(()) };
+    let target = pg::connect(&job.endpoint, "way back").await?;
+    for source in &back.sources {
+        let removed = ::capture::remove(&target, &back.name, &source.name, true).await?;
+        if !removed.is_empty() {
+            info!("it was cut over without a way back: what captured the target is removed");
+        }
+    }
+    Ok(())
+}
+
+/// While the application writes to the target, a table that is not published has rows that nobody knows.
+async fn unpublished(target: &Session, plan: &str, source: &plan::Source) -> Result<(), CutoverError> {
+    let published = "SELECT DISTINCT schemaname::text, tablename::text FROM pg_publication_tables WHERE starts_with(pubname::text, $1::text)";
+    let name = ::capture::slot_name(plan, &source.name);
+    let rows = target.query(published, &[&name]).await?;
+    let published: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    let selects = |table: &Table| {
+        source.tables.selects(&table.name) || table.root.as_ref().is_some_and(|root| source.tables.selects(root))
+    };
+    let tables = pg::catalog::tables(target).await?;
+    match tables.iter().find(|table| selects(table) && !published.contains(&table.name)) {
+        None => Ok(()),
+        Some(table) => Err(Problem::new(
+            Code::Gap,
+            format!("table {}", table.name),
+            "it came to the target after the cutover, and what was written to it since was not captured for the way back",
+            "",
+        )
+        .into()),
+    }
 }
 
 /// Waits until copy and tail are joined and everything is built: only then do the tables stay as they are. Which they are.
@@ -180,11 +289,11 @@ async fn now(target: &Session, job: &::capture::Job) -> Result<Vec<TableName>, C
     Ok(::apply::back_tables(target, name).await?)
 }
 
-/// Waits until there are other tables.
+/// Waits until there are other tables, or it is cut over without a way back.
 async fn others(target: &Session, job: &::capture::Job, tables: &[TableName]) -> Result<(), CutoverError> {
     loop {
         tokio::time::sleep(LOOK).await;
-        if now(target, job).await? != tables {
+        if now(target, job).await? != tables || ::apply::is_barred(target).await? && given_up(target).await? {
             return Ok(());
         }
     }
@@ -202,7 +311,18 @@ pub async fn apply(job: ::apply::Job, stop: CancellationToken) -> Result<(), Pro
         };
         // Its state is there from the first cutover on. That it cannot be reached is said by who captures it.
         if there.await.unwrap_or_default() {
-            return ::apply::run(job, stop).await.map_err(|problem| for_the_way_back(problem, true));
+            let problem = match ::apply::run(job.clone(), stop.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(problem) => problem,
+            };
+            let idle = async {
+                let source = pg::connect_read_only(&job.endpoint, "way back").await?;
+                Ok::<_, CutoverError>(::apply::is_barred(&source).await?)
+            };
+            if !idle.await.unwrap_or_default() {
+                return Err(for_the_way_back(problem, true));
+            }
+            warn!("nothing is applied to the source now, and could not be: {problem}");
         }
         tokio::select! {
             biased;

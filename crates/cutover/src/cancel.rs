@@ -52,7 +52,7 @@ pub(crate) async fn cancel(
         for old in olds.iter() {
             old.reopen(epoch).await?;
         }
-        tracing::warn!(epoch, "the cutover is cancelled, and the source takes writes: {why}");
+        tracing::warn!(epoch, "it is cancelled, and the side that was closed takes writes again: {why}");
         // Before the lead is given up: whoever dies here leaves it to the next one.
         paused = bouncer::resume(plan).await.err();
     }

@@ -42,10 +42,10 @@ impl From<CutoverError> for Problem {
             CutoverError::Pg(error) => error.into(),
             CutoverError::Stop(problem) => problem,
             CutoverError::Overtaken(why) => {
-                Problem::new(Code::Overtaken, "this cutover", why, "`crossfade status` shows how it stands")
+                Problem::new(Code::Overtaken, "this cutover or rollback", why, "`crossfade status` shows how it stands")
             }
             CutoverError::GivenUp(why) => {
-                Problem::new(Code::CutoverCancelled, "the cutover", why, "mend that, then `crossfade cutover` again")
+                Problem::new(Code::CutoverCancelled, "this cutover or rollback", why, "mend that, then start it again")
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::bouncer;
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
 use crate::journal::{self, Entry, State};
-use crate::old::Old;
+use crate::old::{self, Old};
 use crate::report::{self, Outcome, Report, milliseconds};
 use crate::run::Job;
 use crate::triggers;
@@ -71,6 +71,11 @@ async fn hook(
     phase: &str,
 ) -> Result<(), CutoverError> {
     let plan = &job.verify.plan;
+    // Whoever was stopped meanwhile must not lead the application to a side that was left since.
+    let line = old::look(target, &plan.target_side()).await?;
+    if line.is_some_and(|line| line.epoch > epoch) {
+        return Err(CutoverError::Overtaken(format!("epoch {epoch} is over: another one has begun")));
+    }
     let lsn = journal::last(target).await?.and_then(|entry| entry.lsn).unwrap_or_default();
     let direction = plan.direction.as_str();
     let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.opens() };

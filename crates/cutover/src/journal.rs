@@ -24,6 +24,13 @@ CREATE TABLE IF NOT EXISTS crossfade.journal (
 CREATE TABLE IF NOT EXISTS crossfade.journal_step (
     epoch bigint REFERENCES crossfade.journal ON DELETE CASCADE, hook bool NOT NULL DEFAULT false, step text NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp(), ms bigint NOT NULL, output text);
+
+-- They came later.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'crossfade.journal'::regclass AND attname = 'back_seq' AND NOT attisdropped) THEN
+        ALTER TABLE crossfade.journal ADD COLUMN IF NOT EXISTS back_lsn pg_lsn, ADD COLUMN IF NOT EXISTS back_seq bigint;
+    END IF;
+END $$;
 ";
 
 /// Any number, the same in every version: taken while the tables are created.
@@ -137,8 +144,9 @@ async fn latest(session: &Session, condition: &str) -> Result<Option<Entry>, Cut
         return Ok(None);
     }
     let query = format!(
-        "SELECT epoch, state, token, lsn::text, why, write_gap_ms, direction = 'back', (back_lsn - '0/0')::int8, back_seq
-           FROM crossfade.journal WHERE {condition} ORDER BY epoch DESC LIMIT 1"
+        "SELECT epoch, state, token, lsn::text, why, write_gap_ms, direction = 'back',
+                ((to_jsonb(j) ->> 'back_lsn')::pg_lsn - '0/0')::int8, (to_jsonb(j) ->> 'back_seq')::int8
+           FROM crossfade.journal j WHERE {condition} ORDER BY epoch DESC LIMIT 1"
     );
     let Some(row) = session.query_opt(&query, &[]).await? else { return Ok(None) };
     let state: String = row.get(1);

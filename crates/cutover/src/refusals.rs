@@ -37,9 +37,14 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
     bouncer::find(&job.verify.plan, &mut found).await;
     if !job.is_back() {
         for (table, (rows, key)) in back::rogue(target).await? {
-            let text = format!(
-                "somebody else has written {rows} rows to table {table} of the target, the last with {key}: find out who; `crossfade verify` shows what differs and, where nothing does, forgives it"
-            );
+            let text = match rows {
+                0 => format!(
+                    "whether somebody else has written to table {table} of the target is not known, for {key}: `crossfade verify`"
+                ),
+                rows => format!(
+                    "somebody else has written {rows} rows to table {table} of the target, the last with {key}: find out who; `crossfade verify` shows what differs and, where nothing does, forgives it"
+                ),
+            };
             refuse(&mut found, "rogue_writes", text);
         }
         if !options.no_way_back {
@@ -67,7 +72,7 @@ async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Resu
                 "slot {name} is not at the target yet: `crossfade run`, or `capture`, makes it and says what is in its way"
             )),
             Some(slot) if slot.wal_status == "lost" => refuse(format!(
-                "slot {name} at the target can no longer serve, for the server has removed WAL that it needs: SELECT pg_drop_replication_slot('{name}') there, and it is made anew"
+                "slot {name} at the target can no longer serve, for the server has removed WAL that it needs: `crossfade run`, or `capture`, begins it anew"
             )),
             Some(slot) if slot.active_pid.is_none() => {
                 refuse(format!("nobody reads slot {name} at the target: start `crossfade run`, or `crossfade capture`"))

@@ -49,12 +49,14 @@ async fn take_away(session: &Session, plan: &str, side: &str, really: bool) -> R
             model::failpoint!("source_fence_removed");
         }
     }
+    if really && apply::knows(session, plan).await? {
+        apply::loud(session).await?;
+    }
     // The same database may be another plan's target, or another source.
     let there = session.query_one("SELECT to_regclass('crossfade.plan') IS NOT NULL", &[]).await?.get(0);
     let another = there && !apply::knows(session, plan).await?;
     if !another && pg::fence::others(session, side).await?.is_empty() {
         if really {
-            apply::loud(session).await?;
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("source_schema_dropped");
         }

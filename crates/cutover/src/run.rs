@@ -361,7 +361,7 @@ async fn earlier(job: &Job, options: &Options, target: &Session) -> Result<Optio
         }
     }
     let history = History::read(&sessions, target).await?;
-    if let Some(report) = other_way(job, &history) {
+    if let Some(report) = other_way(job, &history, handed_over(target).await?) {
         return Ok(Some(report));
     }
     let side = old::look(target, &plan.target_side()).await?.map(|line| (&plan.name, line));
@@ -397,8 +397,16 @@ async fn earlier(job: &Job, options: &Options, target: &Session) -> Result<Optio
     Ok(None)
 }
 
+/// Whether apply may write to the side that this direction leads to: what the other direction decided has had its effect.
+async fn handed_over(target: &Session) -> Result<bool, CutoverError> {
+    if !target.query_one("SELECT to_regclass('crossfade.lease') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(true);
+    }
+    Ok(!apply::is_barred(target).await?)
+}
+
 /// What is to be said because of an epoch of the other direction, or because this one has nothing to leave.
-fn other_way(job: &Job, history: &History) -> Option<Report> {
+fn other_way(job: &Job, history: &History, handed_over: bool) -> Option<Report> {
     if let Some(entry) = history.last.as_ref().filter(|entry| !entry.done()) {
         if entry.back == job.is_back() {
             return None;
@@ -406,6 +414,12 @@ fn other_way(job: &Job, history: &History) -> Option<Report> {
         if entry.state.undecided() {
             let (epoch, name) = (entry.epoch, entry.name());
             let text = format!("{name} {epoch} is under way: wait for it, or `crossfade {name} --cancel`");
+            return Some(job.refused("running", text));
+        }
+        // A hook that always fails is no reason to stay.
+        if !handed_over && (entry.back || entry.from.is_some()) {
+            let (epoch, name) = (entry.epoch, entry.name());
+            let text = format!("{name} {epoch} is decided and not at its end: `crossfade {name}` goes on with it");
             return Some(job.refused("running", text));
         }
     }

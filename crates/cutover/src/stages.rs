@@ -143,14 +143,28 @@ async fn now(bucket: &Bucket) -> Result<Now, Problem> {
     if value.is_empty() {
         return Ok(Now { revision, value: None });
     }
-    match serde_json::from_slice(&value) {
+    let read = match serde_json::from_slice::<Value>(&value) {
+        Ok(value) if value.plain() => Ok(value),
+        Ok(_) => Err("a flag, or what stands beside it, is none that a plan could have".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    match read {
         Ok(value) => Ok(Now { revision, value: Some(value) }),
-        Err(error) => Err(Problem::new(
+        Err(why) => Err(Problem::new(
             Code::LogDamaged,
             format!("key {KEY} of bucket {}, revision {revision}", bucket.name()),
-            format!("it is nothing that crossfade has written ({error})"),
+            format!("it is nothing that crossfade has written ({why})"),
             "see who else writes there; `nats kv del` takes the value away, and `crossfade stage set` begins again with the first stage",
         )),
+    }
+}
+
+impl Value {
+    /// Nothing in it could mean something else to a shell that reads it.
+    fn plain(&self) -> bool {
+        let beside = [&self.stage, &self.at, &self.by].into_iter().chain(&self.from);
+        let flags = self.flags.iter().all(|(name, value)| plan::is_flag(name) && plan::is_flag_value(value));
+        flags && beside.into_iter().all(|text| !text.contains(char::is_control))
     }
 }
 

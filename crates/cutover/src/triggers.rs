@@ -44,10 +44,16 @@ async fn firing(session: &Session, schemas: &[String]) -> Result<Vec<Firing>, Cu
 
 /// Those that fire for apply's rows as well, where it begins to write.
 pub(crate) async fn quiet(session: &Session) -> Result<Quiet, CutoverError> {
-    let schemas = "SELECT coalesce(array_agg(DISTINCT into_schema), '{}') FROM crossfade.tables";
-    let schemas: Vec<String> = session.query_one(schemas, &[]).await?.get(0);
+    let rows = session.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
+    let tables: Vec<TableName> =
+        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    let relations = pg::fence::relations(session, &tables).await?;
+    let schemas: Vec<String> = tables.into_iter().map(|table| table.schema).collect();
     let found = firing(session, &schemas).await?;
-    let loud = |firing: &&Firing| matches!(firing.enabled.as_str(), "A" | "R") && firing.table.is_some();
+    let loud = |firing: &&Firing| {
+        let of_the_plan = firing.table.as_ref().is_some_and(|table| relations.contains(table));
+        matches!(firing.enabled.as_str(), "A" | "R") && of_the_plan
+    };
     let both = |firing: &Firing| (statement(firing, "DISABLE"), statement(firing, how(&firing.enabled)));
     Ok(found.iter().filter(loud).map(both).collect())
 }

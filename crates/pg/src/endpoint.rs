@@ -227,7 +227,9 @@ fn parse(url: &str) -> Result<Endpoint, Wrong> {
         fields.ports.push(port.map_or(Ok(5432), read_port)?);
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').ok_or_else(|| wrong("parameters", format!("{pair:?} has no value")))?;
+        let (key, value) = pair.split_once('=').ok_or_else(|| {
+            wrong("parameters", "one of them has no value (a password with / ? or @ in it needs %XX)")
+        })?;
         fields.set(key, decode(value, key)?)?;
     }
     fields.finish()
@@ -288,7 +290,9 @@ impl Fields {
                     self.endpoint.connect_timeout = Duration::from_secs(seconds);
                 }
             }
-            _ => return Err(wrong("parameters", format!("{key:?} is not known"))),
+            _ => {
+                return Err(wrong("parameters", "one of them is not known (a password with / ? or @ in it needs %XX)"));
+            }
         }
         Ok(())
     }
@@ -328,7 +332,7 @@ impl Fields {
 }
 
 fn read_port(text: &str) -> Result<u16, Wrong> {
-    text.parse().map_err(|_| wrong("port", format!("{text:?} is none")))
+    text.parse().map_err(|_| wrong("port", "it is none (a password with / ? or @ in it needs %XX)"))
 }
 
 /// Resolves `%XX`. The message never repeats the text: it may be the password.

@@ -16,6 +16,8 @@ use crate::{
     Target, Verify,
 };
 
+pub use stages::{is_flag, is_flag_value};
+
 type Env<'e> = &'e dyn Fn(&str) -> Option<String>;
 
 /// JetStream's default `sync_interval` is two minutes; the rest is margin for a loaded server.

@@ -16,6 +16,7 @@ mod size;
 mod stages;
 mod written;
 
+pub use check::{is_flag, is_flag_value};
 pub use direction::{Direction, back_name, origins, source_side, target_side};
 pub use patterns::Patterns;
 pub use plan::{

@@ -68,7 +68,7 @@ impl Gather {
             Some(error) => Err(error),
             None => look_at_target(&mut self.target, &plan).await,
         };
-        let target = match target {
+        let mut target = match target {
             Ok(Ok(now)) => now,
             Ok(Err(Other(name))) => {
                 warnings.push(Warning::new(
@@ -107,6 +107,13 @@ impl Gather {
             states.push(state(&plan, source, now, backlog, &target, clock, &mut warnings));
         }
         let way_back = self.way_back(log.as_ref(), &target, &mut warnings).await;
+        let way_back = way_back.map(|(back, verify)| {
+            // What is compared then is the way back.
+            if target.open {
+                target.verify = verify;
+            }
+            back
+        });
         self.status(states, target, epochs, way_back, writable, log_state, warnings).await
     }
 
@@ -116,7 +123,7 @@ impl Gather {
         log: Option<&Arc<dyn Log>>,
         target: &TargetNow,
         warnings: &mut Vec<Warning>,
-    ) -> Option<WayBack> {
+    ) -> Option<(WayBack, Option<Verified>)> {
         let (back, [link]) = (self.plan.back()?, &mut self.sources[..]) else { return None };
         let source = back.sources.first()?;
         let now = look_at_source(&mut self.target, &back, source).await.ok()?;
@@ -140,7 +147,8 @@ impl Gather {
         }
         warnings.extend(said.into_iter().map(|warning| Warning::new(WAY_BACK, format!("way back: {}", warning.text))));
         let transactions = there.checkpoints.values().map(|checkpoint| checkpoint.transactions.unsigned_abs()).sum();
-        Some(WayBack { state, worker: there.worker.map(|(worker, _)| worker), transactions })
+        let back = WayBack { state, worker: there.worker.map(|(worker, _)| worker), transactions };
+        Some((back, there.verify))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -158,7 +166,10 @@ impl Gather {
         warnings.extend(apply_down(&target).filter(|_| !target.open));
         warnings.extend(target.rogue.iter().map(|rogue| {
             let Rogue { table, rows, key, .. } = rogue;
-            let text = format!("somebody else has written {rows} rows to {table} of the target, the last with {key}");
+            let text = match rows {
+                0 => format!("whether somebody else has written to {table} of the target is not known, for {key}"),
+                rows => format!("somebody else has written {rows} rows to {table} of the target, the last with {key}"),
+            };
             Warning::new("rogue_writes", text)
         }));
         let mut tables = target.tables;

@@ -352,7 +352,8 @@ pub(crate) async fn seed(session: &Session, source: &str, id: &str, lsn: Lsn, se
                 "INSERT INTO crossfade.verdict (source, schema, name, verify, verdict, lsn, seq, rows, missing, extra, different, rechecked, copies, seconds)
                  VALUES ($1::text, $2::text, $3::text, $4::text, 'equal', '0/0'::pg_lsn + $5::int8::numeric, $6, 0, 0, 0, 0, 0, $7::text, 0)
                  ON CONFLICT (source, schema, name) DO UPDATE SET verify = excluded.verify, verdict = excluded.verdict, why = NULL, sample = NULL, lsn = excluded.lsn,
-                   seq = excluded.seq, copies = excluded.copies, at = excluded.at",
+                   seq = excluded.seq, copies = excluded.copies, at = excluded.at, rows = 0, missing = 0, extra = 0, different = 0
+                 WHERE crossfade.verdict.lsn < excluded.lsn",
                 &[&source, &table.schema, &table.name, &id, &(lsn.0 as i64), &(seq.0 as i64), copies],
             )
             .await?;

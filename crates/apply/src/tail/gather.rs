@@ -184,7 +184,7 @@ pub(super) async fn run(
     let session = Arc::new(pg::connect(&job.endpoint, "apply catalog").await?);
     let targets = checkpoints.keys().map(|source| {
         let source: Arc<str> = source.as_str().into();
-        (Arc::clone(&source), Targets::new(source, Arc::clone(&session)))
+        (Arc::clone(&source), Targets::new(source, Arc::clone(&session), job.plan.is_back()))
     });
     let mut gather = Gather {
         targets: targets.collect(),

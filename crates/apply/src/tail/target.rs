@@ -40,12 +40,14 @@ pub(super) struct Target {
 pub(super) struct Targets {
     source: Arc<str>,
     session: Arc<Session>,
+    /// Every table has to be known: none of them is still to be copied.
+    back: bool,
     known: HashMap<Oid, (Arc<Relation>, Option<Arc<Target>>)>,
 }
 
 impl Targets {
-    pub fn new(source: Arc<str>, session: Arc<Session>) -> Self {
-        Targets { source, session, known: HashMap::new() }
+    pub fn new(source: Arc<str>, session: Arc<Session>, back: bool) -> Self {
+        Targets { source, session, back, known: HashMap::new() }
     }
 
     /// A table's epoch has changed: looks it up again.
@@ -62,6 +64,12 @@ impl Targets {
             Some((known, Some(_))) if known == relation => Ok(()),
             _ => {
                 let target = find(&self.session, &self.source, relation).await?.map(Arc::new);
+                if target.is_none() && self.back {
+                    return Err(crate::recopy::gap(
+                        format!("table {}", relation.table),
+                        "it is new at the target, and there is no way back for its rows",
+                    ));
+                }
                 self.known.insert(relation.id, (Arc::clone(relation), target));
                 Ok(())
             }

@@ -89,11 +89,11 @@ impl Assembler {
                 };
             }
             PgOutput::Commit { end_lsn, .. } => {
-                self.open(out);
                 match std::mem::replace(&mut self.state, State::Between) {
                     State::Open => out.commit(end_lsn),
-                    State::Own => self.passed = end_lsn,
-                    State::Begun { .. } | State::Logged | State::Between | State::Stream { .. } => {}
+                    // Nothing of it is wanted: servers before 15 send empty ones, too.
+                    State::Own | State::Begun { .. } => self.passed = end_lsn,
+                    State::Logged | State::Between | State::Stream { .. } => {}
                 }
             }
             PgOutput::StreamStart { xid, .. } => self.state = State::Stream { top: xid },

@@ -138,7 +138,7 @@ async fn streams(plan: &Plan, log: &dyn Log, target: &Identity, yes: bool) -> Re
         others |= capture::header(log, &copy).await?.is_some_and(|header| header.target_identity != *target);
     }
     // Before the streams that say whose it is.
-    if !others {
+    if !others && !plan.is_back() {
         found.extend(bucket(plan, log, yes).await?);
     }
     for source in &plan.sources {

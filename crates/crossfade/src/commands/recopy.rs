@@ -18,6 +18,11 @@ pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, 
     let session = pg::connect(&wiring::target(&plan)?, "recopy").await?;
     let target = pg::catalog::identity(&session).await.map_err(pg::PgError::from)?;
     let known = apply::knows(&session, &plan.name).await?;
+    if known && apply::is_barred(&session).await? {
+        let why = "the application writes to the target since the cutover: what it has written would be lost";
+        let next = "`crossfade rollback` first; then it can be copied again";
+        return Err(Problem::new(Code::CutoverRefused, "crossfade recopy", why, next));
+    }
     let log = wiring::open_log(&plan).await?;
     let mut asked = Vec::new();
     for source in &plan.sources {
@@ -25,6 +30,10 @@ pub(crate) async fn run(plan: Arc<Plan>, tables: Vec<String>, new_source: bool, 
             let session = pg::connect(&wiring::source(source)?, "recopy").await?;
             let identity = pg::catalog::identity(&session).await.map_err(pg::PgError::from)?;
             let all = capture::recopy_all(&log, &plan, source, &identity, &target, known, new_source).await?;
+            if plan.sources.len() == 1 {
+                // The way back's state, where there is one.
+                apply::adopt(&session, &plan.name, &all.nonce).await?;
+            }
             asked.push((source.name.clone(), all));
         } else if let Some(some) = capture::recopy_tables(&log, &plan, source, &target, &names).await? {
             asked.push((source.name.clone(), some));

@@ -201,6 +201,7 @@ impl Rehearsal<'_> {
             log: Arc::new(self.view(ends).await?),
             worker: self.job.worker.clone(),
             cut_off: apply::CutOff::default(),
+            alone: true,
         };
         let applying = apply::run(job, stop.clone());
         tokio::pin!(applying);
@@ -332,21 +333,11 @@ impl Rehearsal<'_> {
     /// Takes away what apply has made there for itself, the fence above all: what is left is the application's. That it cannot is no reason to fail.
     async fn tidy(&self) {
         let (plan, session) = (&self.job.plan.name, &self.session);
-        // Origins belong to the whole cluster: the target may be beside it, and apply writes there under them.
-        let target =
-            |origin: &Origin| origin.copies.header.target_identity.system_identifier == self.me.system_identifier;
-        let gone = match self.origins.iter().any(target) {
-            false => apply::remove(session, plan, true).await.map(drop),
-            true => {
-                async {
-                    pg::fence::remove(session, &plan::target_side(plan)).await?;
-                    let drop = "SET client_min_messages = warning; DROP SCHEMA crossfade CASCADE";
-                    Ok(session.batch_execute(drop).await?)
-                }
-                .await
-            }
+        let gone = async {
+            pg::fence::remove(session, &plan::target_side(plan)).await?;
+            session.batch_execute("SET client_min_messages = warning; DROP SCHEMA crossfade CASCADE").await
         };
-        if let Err(error) = gone {
+        if let Err(error) = gone.await {
             warn!("what apply has made in {} for itself is left there: {error}", session.place());
         }
     }

@@ -30,6 +30,10 @@ pub(super) fn closed(gate: &Gate, since: &str, now: SystemTime, status: Option<&
             Some(verify) => verdicts(oldest, verify, &mut found),
             None => refuse(&mut found, "target_unreachable", unreachable(status)),
         }
+        for rogue in &status.rogue {
+            let text = format!("somebody else has written to {} of the target since: `crossfade verify`", rogue.table);
+            refuse(&mut found, "rogue_writes", text);
+        }
     }
     if let Some(side) = gate.writable {
         writable(side, status, &mut found);
@@ -82,7 +86,9 @@ fn lag(limit: Duration, status: &Status, found: &mut Vec<Refusal>) {
         }
         return;
     }
-    for source in &status.sources {
+    // After a cutover it is the way back that there is to wait for.
+    let back = status.way_back.as_ref().filter(|_| status.writable_side == "target").map(|back| &back.state);
+    for source in status.sources.iter().chain(back) {
         let Lag { seconds, transactions, .. } = source.lag;
         let behind = match seconds {
             None => {

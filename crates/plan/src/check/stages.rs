@@ -67,14 +67,28 @@ fn one_of(entry: &Entry<'_>, name: &str, known: &[String]) -> Result<(), Problem
     Err(entry.problem(format!("there is no stage {name:?}"), format!("write {}", names.join(" or "))))
 }
 
+/// Whether that can name a flag: it becomes an environment variable.
+pub fn is_flag(name: &str) -> bool {
+    let safe = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(safe) && name.len() <= LONGEST
+}
+
+/// Whether a flag can have that value: it needs no quotes in an environment file.
+pub fn is_flag_value(value: &str) -> bool {
+    value.chars().all(plain)
+}
+
+fn plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-.,:/@%+".contains(c)
+}
+
 fn flags(stage: &Section<'_>) -> Result<BTreeMap<String, String>, Problem> {
     const NEXT: &str = "write it like this: flags = { READS = \"old\", DUAL_WRITE = \"off\" }";
     let entry = stage.get("flags").ok_or_else(|| stage.lacks("flags", NEXT))?;
     let mut flags = BTreeMap::new();
     for flag in entry.open()?.entries() {
-        let safe = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
         let name = flag.key;
-        if !name.starts_with(|c: char| c.is_ascii_uppercase()) || !name.chars().all(safe) || name.len() > LONGEST {
+        if !is_flag(name) {
             return Err(flag.problem(
                 format!("{name:?} cannot name a flag: it becomes an environment variable"),
                 format!("use at most {LONGEST} of A-Z, 0-9 and _, the first a letter: READS"),
@@ -86,7 +100,7 @@ fn flags(stage: &Section<'_>) -> Result<BTreeMap<String, String>, Problem> {
             );
         }
         let value = flag.text("old")?;
-        if let Some(c) = value.chars().find(|c| !c.is_ascii_alphanumeric() && !"_-.,:/@%+".contains(*c)) {
+        if let Some(c) = value.chars().find(|c| !plain(*c)) {
             return Err(flag.problem(
                 format!("{c:?} would need quotes in an environment file"),
                 "use letters, digits and any of _ - . , : / @ % +",
