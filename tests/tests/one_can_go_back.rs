@@ -131,8 +131,8 @@ async fn nothing_goes_round_in_circles() -> Result<()> {
     ensure!(back == 0, "{back} rows came back that apply had written");
     let forth: i64 = world.at_target(rows)?.parse()?;
     world.target.psql("app", &format!("BEGIN; {many}; COMMIT"))?;
-    world.target.psql("app", &format!("BEGIN; SAVEPOINT s; {many}; ROLLBACK TO s; UPDATE a SET v = 'kept'; COMMIT"))?;
     world.target.psql("app", &format!("BEGIN; {emptied}; COMMIT"))?;
+    world.target.psql("app", &format!("BEGIN; SAVEPOINT s; {many}; ROLLBACK TO s; UPDATE a SET v = 'kept'; COMMIT"))?;
     let refused = crossfade.run(&["recopy", "public.a", "--json"]).await?;
     ensure!(refused.error_code().is_ok_and(|code| code == "cutover_refused"), "{refused:?}");
     let last = "SELECT count(*) FROM a WHERE v = 'kept'";

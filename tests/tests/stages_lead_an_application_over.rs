@@ -143,10 +143,15 @@ async fn through_the_gates_from_the_old_side_to_the_new_one() -> Result<()> {
     world.at_target("UPDATE crossfade.verdict SET at = at - interval '2 days'")?;
     is_refused(&crossfade, "dual_write", &["verify_old"]).await?;
     verified(&crossfade).await?;
+    let captured = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
+    until("the way back captured", MINUTE, || async { Ok((world.at_target(captured)? == "1").then_some(())) }).await?;
     world.at_target("DELETE FROM t WHERE id = 1")?;
+    let rogue = "SELECT sum(rows) FROM crossfade.rogue";
+    until("that it was told", MINUTE, || async { Ok((world.at_target(rogue)? == "1").then_some(())) }).await?;
     ensure!(crossfade.run(&["verify"]).await?.status.code() == Some(1));
-    is_refused(&crossfade, "dual_write", &["verify_different"]).await?;
+    is_refused(&crossfade, "dual_write", &["verify_different", "rogue_writes"]).await?;
     world.at_target("INSERT INTO t VALUES (1)")?;
+    until("that it was told", MINUTE, || async { Ok((world.at_target(rogue)? == "2").then_some(())) }).await?;
     verified(&crossfade).await?;
     // Another stage is not what the cutover waits for.
     let cut_over = ["cutover", "--no-way-back", "--json"];

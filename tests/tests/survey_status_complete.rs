@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use crossfade_tests::{Crossfade, Finished, Shutdown, World};
+use crossfade_tests::{Crossfade, Finished, Shutdown, World, until};
 use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -84,6 +84,8 @@ async fn completed(world: &World) -> Result<()> {
     ensure!(table["state"] == "joined" && table["rows_copied"] == 1000, "{status:#}");
     ensure!(status["apply"]["rows"] == 100, "{status:#}");
 
+    let captured = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
+    until("the way back captured", MINUTE, || async { Ok((world.at_target(captured)? == "1").then_some(())) }).await?;
     let before = traces(world)?;
     let listed = crossfade.run(&["complete"]).await?;
     ended_with(&listed, 0)?;

@@ -141,7 +141,9 @@ impl Gather {
         if !target.open {
             // Nothing is to be applied yet.
             state.lag = Lag::default();
-            said.retain(|warning| warning.code != "lag_estimated");
+            let begun = backlog.is_some_and(|backlog| backlog.logged.is_some());
+            // The slot is there a moment before somebody reads it.
+            said.retain(|warning| warning.code != "lag_estimated" && (begun || warning.code != "capture_down"));
         } else if !there.barred {
             said.extend(apply_down(&there));
         }

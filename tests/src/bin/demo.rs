@@ -1,10 +1,10 @@
-//! `make demo`: a live migration on servers of its own, under load, compared in full, verified and cut over.
+//! `make demo`: a live migration on servers of its own, under load, compared in full, verified, cut over, and rolled back.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use crossfade_tests::{Cluster, Crossfade, Nats, Pgbench, Running, World, compare, lag};
+use crossfade_tests::{Cluster, Crossfade, Nats, Pgbench, Running, World, compare, lag, until};
 use serde_json::Value;
 
 /// 100,000 accounts each.
@@ -117,7 +117,7 @@ async fn demo(log: LogKind) -> Result<Summary> {
     say(&found.to_string());
     ensure!(found.tables == 4, "{} tables compared, pgbench has 4", found.tables);
 
-    let late = cut_over(&world, &crossfade, &bench).await?;
+    let late = cut_over(&world, &crossfade, &mut running, &bench).await?;
 
     say(&format!("peak memory of crossfade run: {} MiB", running.peak_rss_mib().unwrap_or_default()));
     running.stop().await?;
@@ -134,8 +134,8 @@ async fn demo(log: LogKind) -> Result<Summary> {
     })
 }
 
-/// The application writes again; both sides are compared meanwhile, and it is cut over under load. How many rows differ then.
-async fn cut_over(world: &World, crossfade: &Crossfade, bench: &Pgbench) -> Result<u64> {
+/// The application writes again; both sides are compared meanwhile, it is cut over under load, and back again. How many rows differ then.
+async fn cut_over(world: &World, crossfade: &Crossfade, running: &mut Running, bench: &Pgbench) -> Result<u64> {
     say("the application writes again; crossfade verify");
     let load = bench.start(PATIENCE.as_secs() as u32)?;
     let verified = crossfade.start(&["verify", "--json"])?.finish(PATIENCE).await?;
@@ -143,17 +143,34 @@ async fn cut_over(world: &World, crossfade: &Crossfade, bench: &Pgbench) -> Resu
     let report = verified.json()?;
     let (seconds, held) = (report["seconds"].as_f64().unwrap_or_default(), &report["held_ms"]);
     say(&format!("{} in {seconds:.1} s; apply was held for {held} ms", report["verdict"]));
-    say("crossfade cutover --no-way-back, under load");
-    let done = crossfade.start(&["cutover", "--no-way-back", "--json"])?.finish(PATIENCE).await?;
-    ensure!(done.status.success(), "cutover: {}\n{}{}", done.status, done.stdout, done.stderr);
-    let report = done.json()?;
-    say(&format!("{}: nobody could write for {} ms", report["outcome"], report["write_gap_ms"]));
+    changes_sides(crossfade, "cutover").await?;
     load.stop()?;
-    world.target.psql("app", "UPDATE pgbench_branches SET bbalance = bbalance WHERE bid = 1")?;
+    say("the application writes to the target");
+    let load = Pgbench::new(&world.target, "app").clients(8).rate(RATE).start(PATIENCE.as_secs() as u32)?;
+    let count = || Ok::<i64, anyhow::Error>(world.target.psql("app", "SELECT count(*) FROM pgbench_history")?.parse()?);
+    let before = count()?;
+    until("writes at the target", PATIENCE, || async { Ok((count()? > before + 1_000).then_some(())) }).await?;
+    changes_sides(crossfade, "rollback").await?;
+    load.stop()?;
+    world.at_source("UPDATE pgbench_branches SET bbalance = bbalance WHERE bid = 1")?;
+    let caught_up = |status: &Value| status["phase"] == "following" && lag(status) == Some((0, 0.0, 0));
+    crossfade.wait_for(running, "the target caught up", PATIENCE, caught_up).await?;
     say("comparing every table in full");
     let found = compare::databases(&world.source.socket_dsn("app"), &world.target.socket_dsn("app")).await?;
     say(&found.to_string());
     Ok(found.differences)
+}
+
+/// Cuts over, or back, while the application writes.
+async fn changes_sides(crossfade: &Crossfade, command: &str) -> Result<()> {
+    say(&format!("crossfade {command}, under load"));
+    let begun = Instant::now();
+    let done = crossfade.start(&[command, "--json"])?.finish(PATIENCE).await?;
+    ensure!(done.status.success(), "{command}: {}\n{}{}", done.status, done.stdout, done.stderr);
+    let report = done.json()?;
+    let (outcome, gap) = (&report["outcome"], &report["write_gap_ms"]);
+    say(&format!("{outcome} in {:.1} s: nobody could write for {gap} ms", begun.elapsed().as_secs_f64()));
+    Ok(())
 }
 
 /// Ends the migration, and sees that nothing of it stays behind at the source.
