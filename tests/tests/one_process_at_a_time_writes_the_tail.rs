@@ -121,8 +121,10 @@ async fn a_stopped_capture_that_was_replaced_is_refused_when_it_wakes_and_nothin
     // In the middle of the load: it has appends under way, and more to read.
     signal(&first, Signal::SIGSTOP)?;
     let mut second = elsewhere.start(&["capture"])?;
-    until("the other one writes", MINUTE, || async { Ok(second.log_tail().contains("tail starts").then_some(())) })
-        .await?;
+    until("the other one writes", MINUTE, || async {
+        Ok(second.log_tail().contains("tail starts source=\"shop\" ").then_some(()))
+    })
+    .await?;
     some(200).await?;
     signal(&first, Signal::SIGCONT)?;
     some(200).await?;

@@ -43,7 +43,7 @@ pub(crate) async fn plan_back(plan: &Plan, target: &Session) -> Result<Option<Pl
                    JOIN pg_class c ON c.oid = pg_partition_root(p.oid) JOIN pg_namespace n ON n.oid = c.relnamespace";
     let roots = target.query(roots, &[&names]).await?;
     let roots = roots.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
-    let tables: Vec<TableName> = roots.chain(tables).collect();
+    let tables: Vec<TableName> = roots.filter(|root| source.tables.selects(root)).chain(tables).collect();
     back.sources = back.sources.iter().map(|source| source.only(tables.iter().cloned())).collect();
     Ok(Some(back))
 }
@@ -142,7 +142,9 @@ fn for_the_way_back(problem: Problem, open: bool) -> Problem {
 async fn anew(job: &::capture::Job) -> Result<(), CutoverError> {
     let Some(back) = job.plan.back() else { return Ok(()) };
     let target = pg::connect(&job.endpoint, "way back").await?;
-    if ::apply::is_barred(&target).await? {
+    // One that is under way may have noted where the way back begins.
+    let under_way = journal::last(&target).await?.is_some_and(|entry| entry.state.undecided());
+    if under_way || ::apply::is_barred(&target).await? {
         return Ok(());
     }
     for source in &back.sources {
@@ -154,7 +156,7 @@ async fn anew(job: &::capture::Job) -> Result<(), CutoverError> {
                 &[&source.name],
             )
             .await?;
-        target.execute("DELETE FROM crossfade.watched WHERE source = $1::text", &[&source.name]).await?;
+        target.execute("UPDATE crossfade.watched SET seq = 0 WHERE source = $1::text", &[&source.name]).await?;
         ::capture::remove(&target, &back.name, &source.name, true).await?;
         let ::capture::Streams { copy, chunks, tail } = ::capture::streams(&back.name, &source.name);
         // The one that says whose they are goes last.

@@ -29,13 +29,7 @@ pub(crate) async fn pause(plan: &Plan) -> Result<(), Problem> {
     for bouncer in plan.cutover.bouncers.clone() {
         paused.spawn(async move { pause_one(&bouncer).await });
     }
-    let mut result = Ok(());
-    while let Some(ended) = paused.join_next().await {
-        result =
-            result.and(ended.unwrap_or_else(|error| {
-                Err(Problem::new(Code::Internal, "PgBouncer", error.to_string(), "report this"))
-            }));
-    }
+    let result = all(paused).await;
     if result.is_err() {
         // Even if it is not known for a while what becomes of the cutover.
         let _ = resume(plan).await;
@@ -66,24 +60,40 @@ async fn pause_one(bouncer: &PgBouncer) -> Result<(), Problem> {
 /// # Errors
 /// The first one that may be paused still.
 pub(crate) async fn resume(plan: &Plan) -> Result<(), Problem> {
-    let Some(first) = plan.cutover.bouncers.first() else { return Ok(()) };
-    let silent = || Err(failed(first, format!("RESUME was not answered within {} s", ANSWER.as_secs())));
-    tokio::time::timeout(ANSWER, resume_all(plan)).await.unwrap_or_else(|_| silent())
-}
-
-async fn resume_all(plan: &Plan) -> Result<(), Problem> {
-    let mut result = Ok(());
-    for bouncer in &plan.cutover.bouncers {
-        let mut resumed = reach_and_resume(bouncer).await;
-        if resumed.is_err() {
-            resumed = reach_and_resume(bouncer).await;
-        }
-        if let Err(problem) = &resumed {
-            warn!("{problem}");
-        }
-        result = result.and(resumed);
+    if plan.cutover.bouncers.is_empty() {
+        return Ok(());
+    }
+    let mut tries = JoinSet::new();
+    for bouncer in plan.cutover.bouncers.clone() {
+        // One that is silent must not keep the others waiting.
+        tries.spawn(async move {
+            let twice = async {
+                match reach_and_resume(&bouncer).await {
+                    Ok(()) => Ok(()),
+                    Err(_) => reach_and_resume(&bouncer).await,
+                }
+            };
+            let silent = || Err(failed(&bouncer, format!("RESUME was not answered within {} s", ANSWER.as_secs())));
+            tokio::time::timeout(ANSWER, twice).await.unwrap_or_else(|_| silent())
+        });
+    }
+    let result = all(tries).await;
+    if let Err(problem) = &result {
+        warn!("{problem}");
     }
     model::failpoint!("pgbouncer_resumed");
+    result
+}
+
+/// Waits for all of them; the first problem counts.
+async fn all(mut tries: JoinSet<Result<(), Problem>>) -> Result<(), Problem> {
+    let mut result = Ok(());
+    while let Some(ended) = tries.join_next().await {
+        let panicked = |error: tokio::task::JoinError| {
+            Err(Problem::new(Code::Internal, "PgBouncer", error.to_string(), "report this"))
+        };
+        result = result.and(ended.unwrap_or_else(panicked));
+    }
     result
 }
 
@@ -139,18 +149,23 @@ fn side<'a>(plan: &Plan, bouncer: &'a PgBouncer) -> &'a Secret {
     if plan.is_back() { &bouncer.source } else { &bouncer.target }
 }
 
-/// What is in the way of pausing and leading them over. Nothing is changed by looking.
-pub(crate) async fn find(plan: &Plan, found: &mut Vec<Refusal>) {
+/// What is in the way of pausing and leading them over; `epoch` is the last one that the journals know. Nothing is changed by looking.
+pub(crate) async fn find(plan: &Plan, epoch: i64, found: &mut Vec<Refusal>) {
     for bouncer in &plan.cutover.bouncers {
-        if let Err(problem) = ready(bouncer).await {
+        if let Err(problem) = ready(bouncer, epoch).await {
             let Problem { what, why, next, .. } = problem;
             found.push(Refusal { code: "pgbouncer", text: format!("{what}: {why}; {next}") });
         }
     }
 }
 
-async fn ready(bouncer: &PgBouncer) -> Result<(), Problem> {
-    let says = line::look(&bouncer.file, &bouncer.database).map_err(|why| failed(bouncer, why))?;
+async fn ready(bouncer: &PgBouncer, epoch: i64) -> Result<(), Problem> {
+    let (says, switched) = line::look(&bouncer.file, &bouncer.database).map_err(|why| failed(bouncer, why))?;
+    if let Some(later) = switched.filter(|later| *later > epoch) {
+        let why = format!("its line in {} was switched by epoch {later}, of another migration", bouncer.file.display());
+        let next = "take the comment above the line out, if that migration is over".to_owned();
+        return Err(Problem { next, ..failed(bouncer, why) });
+    }
     if ![&bouncer.source, &bouncer.target].iter().any(|line| line::same(line.expose(), &says)) {
         let why =
             format!("what its line in {} says is neither the plan's `source` nor its `target`", bouncer.file.display());

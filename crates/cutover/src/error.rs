@@ -26,7 +26,10 @@ impl From<tokio_postgres::Error> for CutoverError {
 
 impl From<apply::ApplyError> for CutoverError {
     fn from(error: apply::ApplyError) -> Self {
-        CutoverError::Stop(error.into())
+        match error {
+            apply::ApplyError::Pg(error) => CutoverError::Pg(error),
+            error => CutoverError::Stop(error.into()),
+        }
     }
 }
 

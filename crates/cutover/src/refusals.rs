@@ -10,6 +10,7 @@ use status::{Gather, Phase, Status};
 use crate::back;
 use crate::bouncer;
 use crate::error::CutoverError;
+use crate::journal;
 use crate::report::Refusal;
 use crate::run::{Job, Options};
 
@@ -34,7 +35,12 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
         subscribed(&session, target, &source.name, &place, &mut found).await?;
         fits(&session, target, &source.name, &place, &mut found).await?;
     }
-    bouncer::find(&job.verify.plan, &mut found).await;
+    let mut epoch = journal::last(target).await?.map_or(0, |entry| entry.epoch);
+    for endpoint in &job.verify.sources {
+        let session = pg::connect_read_only(endpoint, "cutover").await?;
+        epoch = epoch.max(journal::last(&session).await?.map_or(0, |entry| entry.epoch));
+    }
+    bouncer::find(&job.verify.plan, epoch, &mut found).await;
     if !job.is_back() {
         for (table, (rows, key)) in back::rogue(target).await? {
             let text = match rows {

@@ -31,16 +31,16 @@ struct Found {
     epoch: Option<i64>,
 }
 
-/// What the line says. Makes sure that it could be switched, too.
+/// What the line says, and the epoch that has switched it, if one has. Makes sure that it could be switched, too.
 ///
 /// # Errors
 /// Why there is no such line, more than one, or no way to write it.
-pub(super) fn look(file: &Path, database: &str) -> Result<String, String> {
+pub(super) fn look(file: &Path, database: &str) -> Result<(String, Option<i64>), String> {
     let file = real(file)?;
     let found = find(&read(&file)?, database).map_err(|why| format!("{why} in {}", file.display()))?;
     let beside = Beside::make(&file)?;
     drop(beside);
-    Ok(found.says)
+    Ok((found.says, found.epoch))
 }
 
 /// Lets the line say something else, unless a later epoch has switched it. Nothing else in the file changes, and neither do its owner and mode; whoever reads it meanwhile
@@ -204,7 +204,7 @@ mod tests {
         let file = folder.path().join("pgbouncer.ini");
         std::fs::write(&file, FILE).unwrap();
         std::fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
-        assert_eq!(look(&file, "shop").unwrap(), "host=old port=1");
+        assert_eq!(look(&file, "shop").unwrap().0, "host=old port=1");
         for epoch in [3, 3] {
             switch(&file, "shop", "host=new", "p", epoch).await.unwrap();
             let now = std::fs::read_to_string(&file).unwrap();
@@ -230,7 +230,7 @@ mod tests {
         switch(&file, "shop", "host=b", "p", 7).await.unwrap();
         let why = switch(&file, "shop", "host=a", "p", 6).await.unwrap_err();
         assert!(why.contains("epoch 7"), "{why}");
-        assert_eq!(look(&file, "shop").unwrap(), "host=b");
+        assert_eq!(look(&file, "shop").unwrap().0, "host=b");
     }
 
     #[test]
