@@ -396,7 +396,8 @@ mod tests {
             ("postgres://:secret@h/d", "user"),
             ("postgres://u:secret@h/d?sslmode=on", "sslmode"),
             ("postgres://u:secret@h/d?sslcert=c", "sslkey"),
-            ("postgres://u:secret@h/d?colour=red", "colour"),
+            ("postgres://u:secret@h/d?colour=red", "parameters"),
+            ("postgres://u:pa/secret@h/d", "port"),
         ] {
             let problem = Endpoint::parse(url).unwrap_err();
             let text = problem.to_string();
