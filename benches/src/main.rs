@@ -45,11 +45,12 @@ async fn main() -> ExitCode {
     let work = async {
         match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => compared().await,
+            ["follow"] => followed().await,
             ["verify"] => verified().await,
             ["rehearse"] => rehearsed().await,
             ["bounds"] => bounded(None).await,
             ["bounds", case] => bounded(Some(case)).await,
-            _ => bail!("usage: crossfade-benches [verify | rehearse | bounds [case]]"),
+            _ => bail!("usage: crossfade-benches [follow | verify | rehearse | bounds [case]]"),
         }
     };
     // Servers and folders go away with the future that owns them, also when a person gives up.
@@ -69,8 +70,18 @@ async fn main() -> ExitCode {
 }
 
 async fn compared() -> Result<bool> {
-    let report = bench().await?;
+    let runs = runs()?;
+    let mut report = follow(runs).await?;
+    report.entries.extend(verify_entries(runs).await?);
+    report.entries.push(rehearse_entry().await?);
     report.write()?;
+    println!("{report}");
+    Ok(report.within_bounds())
+}
+
+/// Copy and tail alone.
+async fn followed() -> Result<bool> {
+    let report = follow(runs()?).await?;
     println!("{report}");
     Ok(report.within_bounds())
 }
@@ -116,8 +127,7 @@ async fn bounded(case: Option<&str>) -> Result<bool> {
     Ok(good == all.len())
 }
 
-async fn bench() -> Result<Report> {
-    let runs = runs()?;
+async fn follow(runs: usize) -> Result<Report> {
     // Workers of subscriptions start at most every five seconds by default: a pause that says nothing of the work.
     let cluster = || {
         Cluster::build().durable().set("shared_buffers", "256MB").set("wal_retrieve_retry_interval", "100ms").start()
@@ -182,15 +192,12 @@ async fn bench() -> Result<Report> {
 
     let (our_lag, their_lag) = lags.context("lag is measured in the last run")?;
     let [ours, theirs, raw] = &copies;
-    let mut entries = vec![
+    let entries = vec![
         Entry::ratio("copy", "subscription", ours, theirs, 1.5, rss[0]),
         Entry::ratio("copy", "raw COPY pipe", ours, raw, 0.0, rss[0]),
         Entry::ratio("drain", "subscription", &drains[0], &drains[1], 0.7, rss[1]),
         Entry::lag(our_lag.p99, their_lag.p99, rss[2]),
     ];
-    drop(world);
-    entries.extend(verify_entries(runs).await?);
-    entries.push(rehearse_entry().await?);
     Ok(Report { entries, growing: our_lag.growing })
 }
 

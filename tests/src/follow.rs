@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::{Crossfade, PlanFile, Running, World};
+use crate::{Crossfade, PlanFile, Running, World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -35,6 +35,12 @@ pub async fn changes_in(world: &World, plan: &PlanFile, schema: &str, changes: &
 pub async fn changes(schema: &str, changes: &str) -> Result<()> {
     let world = World::embedded()?;
     changes_in(&world, &world.plan(), schema, changes).await
+}
+
+/// Waits until the target is captured for the way back.
+pub async fn captured_back(world: &World) -> Result<()> {
+    let query = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
+    until("the way back captured", MINUTE, || async { Ok((world.at_target(query)? == "1").then_some(())) }).await
 }
 
 /// `crossfade run`, once it follows.

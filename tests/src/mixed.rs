@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::task::JoinHandle;
@@ -15,6 +16,9 @@ pub const SCHEMA: &str = include_str!("mixed/schema.sql");
 /// Statements that a writer runs again and again; `:r` is a random number below 1,000,000, another one each time it
 /// stands there. Each line is a transaction.
 const STATEMENTS: &str = include_str!("mixed/writes.sql");
+
+/// Between two transactions of a session: an application that writes as fast as it can takes the processors from what is tested.
+const PAUSE: Duration = Duration::from_millis(4);
 
 /// Creates the schema and fills it.
 pub fn create(cluster: &Cluster, database: &str) -> Result<()> {
@@ -74,6 +78,7 @@ async fn write(client: Client, mut dice: Dice, stop: Arc<AtomicBool>, count: Arc
             other => other.with_context(|| sql.clone())?,
         }
         count.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(PAUSE).await;
     }
     Ok(())
 }

@@ -146,6 +146,20 @@ impl Crossfade {
         self.start(arguments)?.finish(COMMAND_LIMIT).await
     }
 
+    /// What a command says with --json, and its exit code.
+    pub async fn says(&self, arguments: &[&str]) -> Result<(Value, Option<i32>)> {
+        let finished = self.run(&[arguments, &["--json"]].concat()).await?;
+        let document = finished.json().with_context(|| format!("{finished:?}"))?;
+        Ok((document, finished.status.code()))
+    }
+
+    /// `crossfade verify`, which has to find everything equal.
+    pub async fn verified(&self) -> Result<()> {
+        let (report, code) = self.says(&["verify"]).await?;
+        ensure!(code == Some(0), "{report:#}");
+        Ok(())
+    }
+
     /// What `crossfade status --json` prints; its exit code has to be 2 if the target could not be asked, and else 0.
     pub async fn status(&self) -> Result<Value> {
         let mut running = self.start(&["status", "--json"])?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::follow::following;
+use crate::follow::{captured_back, following};
 use crate::writers::{self, Fate, Route, Row, Writers};
 use crate::{Cluster, Crossfade, Nats, PgBouncer, World, compare, until};
 
@@ -110,8 +110,7 @@ pub async fn rounds(count: u32, via: Via, say: impl Fn(&str)) -> Result<Summary>
     std::fs::write(file("target.dsn"), world.target.socket_dsn("app"))?;
     std::fs::copy(file("source.dsn"), file("now.dsn"))?;
     let mut run = following(&crossfade).await?;
-    let captured = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", LIMIT, || async { Ok((world.at_target(captured)? == "1").then_some(())) }).await?;
+    captured_back(&world).await?;
 
     let mut writers = Writers::default();
     for writer in 0..WRITERS {

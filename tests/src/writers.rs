@@ -19,6 +19,9 @@ pub const TABLE: &str =
 /// A pool would wait, too, before it connects anew.
 const AGAIN: Duration = Duration::from_millis(5);
 
+/// An application that was refused asks where to write, and tries again where it was if that has not changed.
+const REFUSED: Duration = Duration::from_millis(20);
+
 /// How a writer gets to the side that takes writes.
 #[derive(Clone)]
 pub enum Route {
@@ -104,7 +107,8 @@ async fn write(writer: i32, route: &Route, pause: Duration, ended: &AtomicBool, 
     let mut tick = tokio::time::interval(pause.max(Duration::from_micros(1)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     while !ended.load(Ordering::Relaxed) {
-        let Ok(client) = connect(&route.dsn()?).await else {
+        let dsn = route.dsn()?;
+        let Ok(client) = connect(&dsn).await else {
             tokio::time::sleep(AGAIN).await;
             continue;
         };
@@ -118,7 +122,8 @@ async fn write(writer: i32, route: &Route, pause: Duration, ended: &AtomicBool, 
                     let row = Row { writer, number, port, sent, acknowledged: Instant::now() };
                     log.lock().unwrap_or_else(PoisonError::into_inner).push(row);
                 }
-                Err(_) if client.is_closed() || matches!(route, Route::File(_)) => break,
+                Err(_) if client.is_closed() || route.dsn()? != dsn => break,
+                Err(_) if matches!(route, Route::File(_)) => tokio::time::sleep(REFUSED).await,
                 Err(_) => {}
             }
         }

@@ -18,12 +18,6 @@ async fn cutover(crossfade: &Crossfade, arguments: &[&str]) -> Result<(Value, Op
     Ok((document, finished.status.code()))
 }
 
-async fn verified(crossfade: &Crossfade) -> Result<()> {
-    let finished = crossfade.run(&["verify", "--json"]).await?;
-    ensure!(finished.status.success(), "{finished:?}");
-    Ok(())
-}
-
 /// Refused with SQLSTATE 25006, and a text that says why.
 async fn expect_closed(world: &World, at_source: bool, sql: &str) -> Result<()> {
     let cluster = if at_source { &world.source } else { &world.target };
@@ -50,6 +44,12 @@ async fn stop(mut run: Running) -> Result<()> {
     run.stop().await
 }
 
+/// Whoever has cancelled is through: another one would be refused before.
+async fn nobody_at_it(world: &World) -> Result<()> {
+    let leads = "SELECT count(*) FROM crossfade.fence WHERE pid IS NOT NULL";
+    until("nobody at it", MINUTE, || async { Ok((world.at_source(leads)? == "0").then_some(())) }).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_nothing_is_lost_and_the_other_side_is_open() -> Result<()> {
     let world = World::with_nats()?;
@@ -58,7 +58,7 @@ async fn under_load_nothing_is_lost_and_the_other_side_is_open() -> Result<()> {
     let run = following(&crossfade).await?;
     let script = "INSERT INTO a (v) VALUES ('x') RETURNING id \\gset\nINSERT INTO b (a, n) VALUES (:id, 1);\nUPDATE parts SET v = v || 'y' WHERE id = 1 + :id % 199;\n";
     let load = Pgbench::new(&world.source, "app").clients(4).script(script).start(300)?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     expect_closed(&world, false, "INSERT INTO touched VALUES (-1)").await?;
     let (report, code) = cutover(&crossfade, &[]).await?;
     ensure!(code == Some(0) && report["outcome"] == "committed", "{report:#}\n{}", run.log_tail());
@@ -93,7 +93,7 @@ async fn what_fails_before_the_decision_leaves_the_source_open() -> Result<()> {
     let plan = world.plan().section("[cutover.hooks]\ndrained = \"echo no; exit 1\"");
     let mut crossfade = Crossfade::new(&plan)?;
     let run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let (report, code) = cutover(&crossfade, &[]).await?;
     ensure!(code == Some(1) && report["outcome"] == "cancelled", "{report:#}");
     world.at_source("INSERT INTO a (v) VALUES ('goes on'); UPDATE parts SET v = 'q'")?;
@@ -123,11 +123,14 @@ const BEHIND: [&str; 3] = ["decision_committed", "application_routed", "cutover_
 const CANCELLING: [&str; 4] = ["cancel_leads", "cancel_leads_journal", "cancel_decided", "source_reopened"];
 /// Walked in pgbouncer_leads_it_over.rs.
 const POOLED: [&str; 4] = ["pgbouncer_paused", "pgbouncer_switched", "pgbouncer_reloaded", "pgbouncer_resumed"];
+/// Walked in fences_on_top_of_the_triggers.rs.
+const ON_TOP: [&str; 5] =
+    ["read_only_set", "fence_command_noted", "fence_command_run", "read_only_lifted", "fence_command_undone"];
 const COMPLETING: [&str; 2] = ["source_fence_removed", "source_schema_dropped"];
 
 #[test]
 fn every_failpoint_of_a_cutover_is_walked() {
-    let walked = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).chain(POOLED);
+    let walked = BEFORE.into_iter().chain(BEHIND).chain(CANCELLING).chain(COMPLETING).chain(POOLED).chain(ON_TOP);
     assert_eq!(walked.collect::<BTreeSet<&str>>(), model::failpoint::CUTOVER.iter().map(|(name, _)| *name).collect());
 }
 
@@ -138,7 +141,7 @@ async fn killed_while_it_is_cancelled_or_completed() -> Result<()> {
     world.at_source(SCHEMA)?;
     let crossfade = Crossfade::new(&world.plan().section("[cutover.hooks]\ndrained = \"exit 1\""))?;
     let run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     for point in CANCELLING {
         let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
         died.died_at(point, MINUTE).await.with_context(|| point.to_owned())?;
@@ -149,8 +152,7 @@ async fn killed_while_it_is_cancelled_or_completed() -> Result<()> {
         .with_context(|| point.to_owned())?;
         ensure!(world.at_target("SELECT state FROM crossfade.journal ORDER BY epoch DESC LIMIT 1")? == "cancelled");
         expect_closed(&world, false, "INSERT INTO touched VALUES (-1)").await?;
-        let idle = "SELECT count(*) FROM crossfade.fence WHERE pid IS NOT NULL";
-        until("nobody at it", MINUTE, || async { Ok((world.at_source(idle)? == "0").then_some(())) }).await?;
+        nobody_at_it(&world).await?;
     }
     stop(run).await?;
     for point in COMPLETING {
@@ -171,7 +173,7 @@ async fn killed_at_each_step() -> Result<()> {
     world.at_source(SCHEMA)?;
     let crossfade = world.crossfade()?;
     let run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let open = "UPDATE a SET v = v WHERE id = 1";
     for point in BEFORE {
         let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
@@ -185,6 +187,7 @@ async fn killed_at_each_step() -> Result<()> {
                 .then_some(()))
         })
         .await?;
+        nobody_at_it(&world).await?;
     }
     for (number, point) in BEHIND.into_iter().enumerate() {
         let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
@@ -222,7 +225,7 @@ async fn what_is_in_the_way_refuses_it() -> Result<()> {
     ensure!(crossfade.run(&["verify"]).await?.status.code() == Some(1), "it is different");
     refused(&[], "verify_different").await?;
     world.at_target("UPDATE a SET v = '7' WHERE id = 7")?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     refused(&["--max-verify-age", "1ms"], "verify_old").await?;
     world.at_source("BEGIN; INSERT INTO a (v) VALUES ('prepared'); PREPARE TRANSACTION 'two'")?;
     refused(&[], "prepared_transaction").await?;
@@ -270,7 +273,7 @@ async fn one_that_was_overtaken_changes_nothing() -> Result<()> {
         let sleepy = Crossfade::new(&plan)?;
         let awake = Crossfade::new(&world.plan())?;
         let run = following(&awake).await?;
-        verified(&awake).await?;
+        awake.verified().await?;
         let mut stopped = sleepy.start(&["cutover", "--no-way-back", "--json"])?;
         until("the hook", MINUTE, || async { Ok(stopped.is_frozen()?.then_some(())) }).await?;
         let running = cutover(&awake, &[]).await?;
@@ -294,6 +297,28 @@ async fn one_that_was_overtaken_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// It is in its hook when somebody opens the source behind it: that is no fence that somebody has tampered with.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_cancelled_from_elsewhere_says_so() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(SCHEMA)?;
+    let hook = "[cutover]\nhook_timeout = \"60s\"\n[cutover.hooks]\ndrained = \"touch there; until test -e go; do sleep 0.02; done\"";
+    let crossfade = Crossfade::new(&world.plan().section(hook))?;
+    let run = following(&crossfade).await?;
+    crossfade.verified().await?;
+    let file = |name: &str| crossfade.folder().join(name);
+    let cutover = crossfade.start(&["cutover", "--no-way-back", "--json"])?;
+    until("its hook", MINUTE, || async { Ok(file("there").exists().then_some(())) }).await?;
+    let (report, code) = crossfade.says(&["cutover", "--cancel"]).await?;
+    ensure!(code == Some(0) && report["outcome"] == "cancelled", "{report:#}");
+    std::fs::write(file("go"), "")?;
+    let late = cutover.finish(MINUTE).await?;
+    ensure!(late.status.code() == Some(1) && late.error_code()? == "overtaken", "{late:?}");
+    ensure!(late.stderr.contains("has cancelled it"), "{late:?}");
+    world.at_source("INSERT INTO a (v) VALUES ('open')")?;
+    stop(run).await
+}
+
 /// Nobody knows then whether it was decided.
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_target_is_away_the_source_stays_closed() -> Result<()> {
@@ -304,7 +329,7 @@ async fn while_the_target_is_away_the_source_stays_closed() -> Result<()> {
     );
     let crossfade = Crossfade::new(&plan)?;
     let run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let closed = crossfade.start(&["cutover", "--no-way-back", "--json", "--timeout", "60s"])?;
     until("the hook", MINUTE, || async {
         let there = world.at_target("SELECT to_regclass('crossfade.journal') IS NOT NULL")? == "t";
@@ -340,7 +365,7 @@ async fn what_was_acknowledged_is_there_once() -> Result<()> {
     }
     let (source, target) = (world.source.port(), world.target.port());
     until("rows at the source", MINUTE, || async { Ok((writers.count(source, begun) > 1000).then_some(())) }).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let (report, code) = cutover(&crossfade, &[]).await?;
     ensure!(code == Some(0), "{report:#}");
     println!("{report}");

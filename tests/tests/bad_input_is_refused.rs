@@ -1,6 +1,7 @@
 //! Given something that crossfade cannot work with: it says so by its code, ends with 2, and has changed nothing.
 
 use anyhow::{Result, ensure};
+use crossfade_tests::follow::following;
 use crossfade_tests::{Cluster, Crossfade, Nats, PlanFile, World};
 
 const TABLE: &str = "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)";
@@ -80,6 +81,25 @@ async fn a_target_role_that_may_not_create() -> Result<()> {
     world.at_target("CREATE ROLE mover LOGIN")?;
     let plan = PlanFile::new("shop", &world.source_url(), &world.target.url_as("mover", "app"));
     refuses(&world, &plan, "privilege_missing", &["mover", "GRANT"]).await
+}
+
+/// A member of the owner's role may hand it what it creates only where the owner may create as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_may_not_create_in_the_targets_schema() -> Result<()> {
+    let world = world(Cluster::start()?)?;
+    world.at_source("CREATE ROLE shop; ALTER TABLE t OWNER TO shop")?;
+    world.at_target(
+        "CREATE ROLE shop; CREATE ROLE mover LOGIN; GRANT shop TO mover; GRANT CREATE ON DATABASE app TO mover;
+         GRANT CREATE, USAGE ON SCHEMA public TO mover; GRANT SET ON PARAMETER session_replication_role TO mover;
+         GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_oid(text), pg_replication_origin_drop(text),
+           pg_replication_origin_session_setup(text) TO mover",
+    )?;
+    let plan = PlanFile::new("shop", &world.source_url(), &world.target.url_as("mover", "app"));
+    let next = "GRANT CREATE ON SCHEMA \"public\" TO \"shop\"";
+    refuses(&world, &plan, "privilege_missing", &["role shop"]).await?;
+    world.at_target(next)?;
+    let mut run = following(&Crossfade::new(&plan)?).await?;
+    run.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

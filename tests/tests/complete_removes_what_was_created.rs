@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use crossfade_tests::follow::following;
 use crossfade_tests::{World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -41,6 +42,42 @@ async fn when_it_follows() -> Result<()> {
     // Once more is no error.
     let again = crossfade.run(&["complete", "--yes"]).await?;
     ensure!(again.status.success(), "{again:?}");
+    Ok(())
+}
+
+/// What the application has left is told how to be put away, and stays where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_it_was_cut_over() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(
+        "CREATE SCHEMA other; CREATE TABLE other.t (id integer PRIMARY KEY); CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES;
+         CREATE TABLE parts (id integer PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (9); INSERT INTO parts VALUES (1)",
+    )?;
+    let plan = world.plan().tables(&["public.*", "other.*"]);
+    let crossfade = crossfade_tests::Crossfade::new(&plan)?;
+    let mut run = following(&crossfade).await?;
+    crossfade.verified().await?;
+    let (before, _) = crossfade.says(&["complete"]).await?;
+    ensure!(before["archive"] == serde_json::json!([]), "the application writes to the source: {before:#}");
+    let (cutover, code) = crossfade.says(&["cutover", "--no-way-back"]).await?;
+    ensure!(code == Some(0), "{cutover:#}");
+    run.stop().await?;
+    let (listed, _) = crossfade.says(&["complete"]).await?;
+    let (done, code) = crossfade.says(&["complete", "--yes"]).await?;
+    ensure!(code == Some(0) && done["archive"] == listed["archive"], "{done:#}");
+    let there = "SELECT string_agg(c.oid::regclass::text, ' ' ORDER BY c.oid::regclass::text) FROM pg_class c WHERE relnamespace::regnamespace::text LIKE 'legacy%' AND relkind IN ('r', 'p')";
+    ensure!(world.at_source(there)?.is_empty(), "it ran what is for a person");
+    for statement in done["archive"].as_array().into_iter().flatten() {
+        world.at_source(statement.as_str().unwrap_or_default())?;
+    }
+    let names = world.at_source(there)?;
+    ensure!(
+        names == "legacy_other.t_legacy legacy_public.parts_1_legacy legacy_public.parts_legacy legacy_public.t_legacy",
+        "{names}"
+    );
+    ensure!(world.at_source("SELECT count(*) FROM legacy_public.parts_legacy")? == "1");
+    let again = crossfade.run(&["complete", "--yes"]).await?;
+    ensure!(again.status.success() && again.stdout.contains("nothing"), "{again:?}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crossfade_tests::{Crossfade, PlanFile};
 use model::failpoint;
 
 fn crates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates")
+    Path::new("../crates").canonicalize().unwrap()
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

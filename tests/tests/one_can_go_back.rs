@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use crossfade_tests::follow::following;
+use crossfade_tests::follow::{captured_back, following};
 use crossfade_tests::{Crossfade, Nats, Pgbench, World, until};
 use serde_json::Value;
 
@@ -26,30 +26,11 @@ const SCHEMA: &str = "
 
 const SCRIPT: &str = "INSERT INTO a (v) VALUES ('x') RETURNING id \\gset\nINSERT INTO b (a, n) VALUES (:id, 1);\nUPDATE parts SET v = v || 'y' WHERE id = 1 + :id % 199;\nDELETE FROM b WHERE id = :id - 400;\n";
 
-/// What a command says with --json, with its exit code.
-async fn says(crossfade: &Crossfade, arguments: &[&str]) -> Result<(Value, Option<i32>)> {
-    let finished = crossfade.run(&[arguments, &["--json"]].concat()).await?;
-    let document = finished.json().with_context(|| format!("{finished:?}"))?;
-    Ok((document, finished.status.code()))
-}
-
 async fn committed(crossfade: &Crossfade, command: &str) -> Result<Value> {
-    let (report, code) = says(crossfade, &[command]).await?;
+    let (report, code) = crossfade.says(&[command]).await?;
     ensure!(code == Some(0) && report["outcome"] == "committed" && report["unfinished"].is_null(), "{report:#}");
     println!("{command}: {} ms", report["write_gap_ms"]);
     Ok(report)
-}
-
-async fn verified(crossfade: &Crossfade) -> Result<()> {
-    let (report, code) = says(crossfade, &["verify"]).await?;
-    ensure!(code == Some(0), "{report:#}");
-    Ok(())
-}
-
-/// The way back's slot is read.
-async fn captured(world: &World) -> Result<()> {
-    let query = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", MINUTE, || async { Ok((world.at_target(query)? == "1").then_some(())) }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,14 +39,14 @@ async fn and_forth_under_load() -> Result<()> {
     world.at_source(SCHEMA)?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
-    captured(&world).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     for round in 0..3 {
-        let load = Pgbench::new(&world.source, "app").clients(4).script(SCRIPT).start(300)?;
+        let load = Pgbench::new(&world.source, "app").clients(4).rate(400).script(SCRIPT).start(300)?;
         let report = committed(&crossfade, "cutover").await.with_context(|| run.log_tail())?;
         ensure!(report["direction"] == "forward" && report["epoch"] == 2 * round + 1, "{report:#}");
         load.stop()?;
-        let load = Pgbench::new(&world.target, "app").clients(4).script(SCRIPT).start(300)?;
+        let load = Pgbench::new(&world.target, "app").clients(4).rate(400).script(SCRIPT).start(300)?;
         let before = world.target.psql("app", "SELECT count(*) FROM a")?.parse::<i64>()?;
         until("rows at the target", MINUTE, || async {
             let now = world.target.psql("app", "SELECT count(*) FROM a")?.parse::<i64>()?;
@@ -83,7 +64,15 @@ async fn and_forth_under_load() -> Result<()> {
     })
     .await?;
     world.expect_equal().await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
+    // What was written at the target in between is in no log of the source's: the last verify before counts.
+    world.target.create_db("throwaway")?;
+    let into = world.target.url("throwaway");
+    let rehearsal = crossfade.start(&["rehearse", "--json", "--into", &into])?.finish(2 * MINUTE).await?;
+    let report = rehearsal.json()?;
+    ensure!(rehearsal.status.success() && report["verdict"] == "equal", "{rehearsal:?}");
+    let rows: i64 = world.target.psql("throwaway", "SELECT count(*) FROM a")?.parse()?;
+    ensure!(rows == 500, "{rows} rows of 500 as of the verify");
     run.stop().await
 }
 
@@ -116,7 +105,7 @@ async fn nothing_goes_round_in_circles() -> Result<()> {
     world.at_source(SCHEMA)?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
-    captured(&world).await?;
+    captured_back(&world).await?;
     let many = "INSERT INTO parts SELECT i % 199 + 1, 'q' FROM generate_series(1, 199) i ON CONFLICT (id) DO UPDATE SET v = parts.v || repeat('x', 2000);
                 UPDATE b SET n = n + 1; TRUNCATE touched; INSERT INTO touched SELECT generate_series(1, 20000)";
     world.at_source(&format!("BEGIN; {many}; COMMIT"))?;
@@ -124,7 +113,7 @@ async fn nothing_goes_round_in_circles() -> Result<()> {
     let emptied = "TRUNCATE touched; INSERT INTO touched SELECT generate_series(1, 20000)";
     world.at_source(&format!("BEGIN; {emptied}; COMMIT"))?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     committed(&crossfade, "cutover").await?;
     let rows = "SELECT rows FROM crossfade.checkpoint";
     let back: i64 = world.at_source(rows)?.parse()?;
@@ -157,8 +146,8 @@ async fn rows_that_others_write_to_the_target_are_told_and_refuse_a_cutover() ->
     world.at_source(SCHEMA)?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
-    captured(&world).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     world.at_target("UPDATE a SET v = 'strange' WHERE id IN (7, 8); DELETE FROM b WHERE id = 9; TRUNCATE touched")?;
     let told = |status: &Value| status["rogue"].as_array().is_some_and(|rogue| rogue.len() == 3);
     let status = crossfade.wait_for(&mut run, "it is told", MINUTE, told).await?;
@@ -169,24 +158,24 @@ async fn rows_that_others_write_to_the_target_are_told_and_refuse_a_cutover() ->
         status["warnings"].as_array().is_some_and(|all| all.iter().any(|w| w["code"] == "rogue_writes"))
     };
     ensure!(warned(&status), "{status:#}");
-    let (refused, code) = says(&crossfade, &["cutover"]).await?;
+    let (refused, code) = crossfade.says(&["cutover"]).await?;
     let codes = refused["refused"].as_array().context("a list")?;
     ensure!(
         code == Some(1) && codes.iter().filter(|refused| refused["code"] == "rogue_writes").count() == 3,
         "{refused:#}"
     );
     // What differs is found; what is the same again is forgiven.
-    let (report, code) = says(&crossfade, &["verify"]).await?;
+    let (report, code) = crossfade.says(&["verify"]).await?;
     ensure!(code == Some(1) && report["verdict"] == "different", "{report:#}");
     world.at_target(
         "UPDATE a SET v = id::text WHERE id IN (7, 8); INSERT INTO b OVERRIDING SYSTEM VALUE VALUES (9, 9, 9)",
     )?;
-    let (refused, _) = says(&crossfade, &["cutover"]).await?;
+    let (refused, _) = crossfade.says(&["cutover"]).await?;
     ensure!(refused["outcome"] == "refused", "{refused:#}");
     let finished = crossfade.run(&["recopy", "public.touched"]).await?;
     ensure!(finished.status.success(), "{finished:?}");
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let status = crossfade.status().await?;
     ensure!(status["rogue"].as_array().is_some_and(Vec::is_empty), "{status:#}");
     committed(&crossfade, "cutover").await?;
@@ -226,8 +215,8 @@ async fn killed_at_each_step() -> Result<()> {
     world.at_source(SCHEMA)?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
-    captured(&world).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     let [prepared, begun] = OF_A_CUTOVER;
     crossfade.start_armed(&["cutover"], prepared, 0)?.died_at(prepared, MINUTE).await?;
     open(&world, true).await?;

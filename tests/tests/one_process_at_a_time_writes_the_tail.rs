@@ -43,6 +43,29 @@ fn signal(process: &Running, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(process.pid() as i32), signal)?)
 }
 
+/// It has seen a target that had taken in nothing; what it finds then, in the log and in the target, another one has brought there meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_stood_still_before_there_was_anything_misses_nothing() -> Result<()> {
+    let world = World::with_nats()?;
+    journal(&world)?;
+    let (here, there, elsewhere) =
+        (Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?, Crossfade::new(&plan(&world))?);
+    let first = there.start_standing(&["apply"], "taken_asked", TAKEOVER)?;
+    let observer = world.target.client("app").await?;
+    let there = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'crossfade apply' AND state = 'idle'";
+    until("that it has asked", MINUTE, || async { Ok(observer.query_opt(there, &[]).await?.map(drop)) }).await?;
+    let mut capture = here.start(&["capture"])?;
+    let second = elsewhere.start(&["apply"])?;
+    here.wait_for_phase(&mut capture, "following", MINUTE).await?;
+    let both = "SELECT 1 FROM crossfade.worker HAVING count(*) = 2";
+    let at_work = until("both at work", MINUTE, || async { Ok(observer.query_opt(both, &[]).await?.map(drop)) });
+    at_work.await.with_context(|| first.log_tail())?;
+    for mut process in [first, second, capture] {
+        process.stop().await?;
+    }
+    world.expect_equal().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_apply_that_was_replaced_is_refused_when_it_wakes_and_nothing_of_it_arrives() -> Result<()> {
     let world = World::with_nats()?;

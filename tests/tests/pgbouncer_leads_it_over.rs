@@ -4,25 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use crossfade_tests::follow::following;
+use crossfade_tests::follow::{captured_back, following};
 use crossfade_tests::{Crossfade, PgBouncer, PlanFile, World, connect, until};
-use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 const SCHEMA: &str = "CREATE TABLE a (id bigserial PRIMARY KEY, v text); INSERT INTO a (v) SELECT i::text FROM generate_series(1, 100) i;";
-
-async fn says(crossfade: &Crossfade, arguments: &[&str]) -> Result<(Value, Option<i32>)> {
-    let finished = crossfade.run(&[arguments, &["--json"]].concat()).await?;
-    let document = finished.json().with_context(|| format!("{finished:?}"))?;
-    Ok((document, finished.status.code()))
-}
-
-async fn verified(crossfade: &Crossfade) -> Result<()> {
-    let (report, code) = says(crossfade, &["verify"]).await?;
-    ensure!(code == Some(0), "{report:#}");
-    Ok(())
-}
 
 /// Which server the application writes to, by its port.
 async fn writes_to(pool: &PgBouncer) -> Result<u16> {
@@ -51,13 +38,12 @@ async fn there_and_back_and_nothing_else_of_its_file_changes() -> Result<()> {
     let world = World::with_nats()?;
     let (pool, crossfade) = migrating(&world).await?;
     let mut run = following(&crossfade).await?;
-    let captured = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", MINUTE, || async { Ok((world.at_target(captured)? == "1").then_some(())) }).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     let (before, owner) = (std::fs::read_to_string(pool.file())?, pool.file().metadata()?);
     ensure!(writes_to(&pool).await? == world.source.port());
     for (command, to, epoch) in [("cutover", &world.target, 1), ("rollback", &world.source, 2)] {
-        let (report, code) = says(&crossfade, &[command]).await?;
+        let (report, code) = crossfade.says(&[command]).await?;
         ensure!(code == Some(0) && report["unfinished"].is_null(), "{report:#}\n{}", run.log_tail());
         ensure!(writes_to(&pool).await? == to.port() && !pool.is_paused().await?, "{command}");
         let note = format!("; crossfade wrote the next line in epoch {epoch} of plan shop\n");
@@ -76,7 +62,7 @@ async fn killed_at_each_step() -> Result<()> {
     let world = World::with_nats()?;
     let (pool, mut crossfade) = migrating(&world).await?;
     let mut run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     for (point, hooks) in [("pgbouncer_paused", ""), ("pgbouncer_resumed", "[cutover.hooks]\ndrained = \"exit 1\"\n")] {
         crossfade.replan(&plan(&world, &pool).section(hooks))?;
         let died = crossfade.start_armed(&["cutover", "--no-way-back"], point, 0)?;
@@ -96,7 +82,7 @@ async fn killed_at_each_step() -> Result<()> {
         died.died_at(point, MINUTE).await.with_context(|| point.to_owned())?;
         ensure!(pool.is_paused().await?, "{point}: it goes on with a side that is closed");
     }
-    let (report, code) = says(&crossfade, &["cutover", "--no-way-back"]).await?;
+    let (report, code) = crossfade.says(&["cutover", "--no-way-back"]).await?;
     ensure!(code == Some(0) && report["unfinished"].is_null(), "{report:#}");
     ensure!(writes_to(&pool).await? == world.target.port());
     run.stop().await
@@ -108,10 +94,10 @@ async fn a_transaction_that_stays_open_cancels_it() -> Result<()> {
     let world = World::with_nats()?;
     let (pool, mut crossfade) = migrating(&world).await?;
     let mut run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let open = connect(&pool.url()).await?;
     open.batch_execute("BEGIN; SELECT 1").await?;
-    let (report, code) = says(&crossfade, &["cutover", "--no-way-back"]).await?;
+    let (report, code) = crossfade.says(&["cutover", "--no-way-back"]).await?;
     let why = report["why"].as_str().unwrap_or_default();
     ensure!(code == Some(1) && report["outcome"] == "cancelled" && why.contains("still open"), "{report:#}");
     ensure!(report["unfinished"].is_null() && writes_to(&pool).await? == world.source.port(), "{report:#}");
@@ -119,7 +105,7 @@ async fn a_transaction_that_stays_open_cancels_it() -> Result<()> {
     // Whoever asks for it to go on, and cannot reach it, is told.
     let away = pool.section().replace(&pool.console(), "postgres://postgres@127.0.0.1:1/pgbouncer");
     crossfade.replan(&world.plan().section(&away))?;
-    let (told, code) = says(&crossfade, &["cutover", "--cancel"]).await?;
+    let (told, code) = crossfade.says(&["cutover", "--cancel"]).await?;
     ensure!(code == Some(1) && told["error"]["code"] == "pgbouncer_failed", "{told:#}");
     run.stop().await
 }
@@ -130,7 +116,7 @@ async fn one_that_could_not_be_led_over_refuses_it() -> Result<()> {
     let world = World::with_nats()?;
     let (pool, mut crossfade) = migrating(&world).await?;
     let mut run = following(&crossfade).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let section = pool.section();
     let elsewhere = pool.file().with_file_name("elsewhere.ini");
     std::fs::write(
@@ -147,7 +133,7 @@ async fn one_that_could_not_be_led_over_refuses_it() -> Result<()> {
         ("dbname=app".to_owned(), "dbname=app pool_size=5".to_owned(), "neither"),
     ] {
         crossfade.replan(&world.plan().section(&section.replace(&from, &to)))?;
-        let (report, code) = says(&crossfade, &["cutover", "--no-way-back"]).await?;
+        let (report, code) = crossfade.says(&["cutover", "--no-way-back"]).await?;
         let refused = report["refused"].as_array().and_then(|all| all.iter().find(|one| one["code"] == "pgbouncer"));
         let told = refused.and_then(|one| one["text"].as_str()).unwrap_or_default();
         ensure!(code == Some(1) && told.contains(text), "{text} expected: {report:#}");

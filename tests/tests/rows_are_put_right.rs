@@ -33,7 +33,7 @@ async fn while_they_are_written() -> Result<()> {
     let mut run = following(&crossfade).await?;
     // An update of a row that is missing, or in the way of another, would stop the tail: the load leaves those alone.
     let script = "\\set id random(40, 2000)\nUPDATE t SET v = md5(random()::text) WHERE id = :id;\n";
-    let mut pgbench = Pgbench::new(&world.source, "app").clients(3).script(script).start(300)?;
+    let mut pgbench = Pgbench::new(&world.source, "app").clients(3).rate(300).script(script).start(300)?;
     world.at_target(DAMAGE)?;
     let file = differing(&crossfade).await?;
     let finished = crossfade.run(&["recopy", "--rows", &file.display().to_string(), "--json"]).await?;

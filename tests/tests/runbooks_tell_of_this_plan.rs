@@ -1,13 +1,9 @@
 //! Given a plan: `crossfade runbook` prints the documents with what is known of it, before anything runs, while it runs, after a cutover and a rollback, and while servers are down.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use crossfade_tests::follow::following;
-use crossfade_tests::{Cluster, Crossfade, PlanFile, Shutdown, World, until};
+use crossfade_tests::follow::{captured_back, following};
+use crossfade_tests::{Cluster, Crossfade, PlanFile, Shutdown, World};
 use serde_json::Value;
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 const DOCUMENTS: [&str; 4] = ["cutover", "rollback", "monitoring", "announcement"];
 
@@ -66,8 +62,7 @@ async fn from_before_anything_runs_until_one_is_back() -> Result<()> {
 
     let mut run = following(&crossfade).await?;
     succeeds(&crossfade, &["verify"]).await?;
-    let query = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", MINUTE, || async { Ok((world.at_target(query)? == "1").then_some(())) }).await?;
+    captured_back(&world).await?;
     let dry = succeeds(&crossfade, &["cutover", "--dry-run"]).await?;
     let there = values(&crossfade).await?;
     ensure!(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::{self, kv};
+use crossfade_tests::follow::captured_back;
 use crossfade_tests::{Crossfade, PlanFile, Port, Running, World, http, until};
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -61,12 +62,6 @@ async fn is_refused(crossfade: &Crossfade, name: &str, why: &[&str]) -> Result<(
     ensure!(moved["outcome"] == "refused" && code == Some(1), "{name}: {moved:#}");
     ensure!(codes(&moved) == why, "{name}: {why:?} expected: {moved:#}");
     ensure!(moved["stage"] == before["stage"] && moved["revision"] == before["revision"], "{before:#} {moved:#}");
-    Ok(())
-}
-
-async fn verified(crossfade: &Crossfade) -> Result<()> {
-    let finished = crossfade.run(&["verify", "--json"]).await?;
-    ensure!(finished.status.success(), "{finished:?}");
     Ok(())
 }
 
@@ -132,7 +127,7 @@ async fn through_the_gates_from_the_old_side_to_the_new_one() -> Result<()> {
     is_refused(&crossfade, "read_new", &["lag", "verify_missing"]).await?;
     apply.thaw()?;
     crossfade.wait_for_lag_zero(&mut apply, MINUTE).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let (shown, code) = stage(&crossfade, &["show"]).await?;
     ensure!(shown["next"] == json!([{ "stage": "read_new", "open": true, "refused": [] }]), "{shown:#}");
     ensure!(shown["flags"]["READS"] == "old" && code == Some(0), "{shown:#}");
@@ -142,9 +137,8 @@ async fn through_the_gates_from_the_old_side_to_the_new_one() -> Result<()> {
     // What was compared two days ago says nothing of today.
     world.at_target("UPDATE crossfade.verdict SET at = at - interval '2 days'")?;
     is_refused(&crossfade, "dual_write", &["verify_old"]).await?;
-    verified(&crossfade).await?;
-    let captured = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", MINUTE, || async { Ok((world.at_target(captured)? == "1").then_some(())) }).await?;
+    crossfade.verified().await?;
+    captured_back(&world).await?;
     world.at_target("DELETE FROM t WHERE id = 1")?;
     let rogue = "SELECT sum(rows) FROM crossfade.rogue";
     until("that it was told", MINUTE, || async { Ok((world.at_target(rogue)? == "1").then_some(())) }).await?;
@@ -152,7 +146,7 @@ async fn through_the_gates_from_the_old_side_to_the_new_one() -> Result<()> {
     is_refused(&crossfade, "dual_write", &["verify_different", "rogue_writes"]).await?;
     world.at_target("INSERT INTO t VALUES (1)")?;
     until("that it was told", MINUTE, || async { Ok((world.at_target(rogue)? == "2").then_some(())) }).await?;
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     // Another stage is not what the cutover waits for.
     let cut_over = ["cutover", "--no-way-back", "--json"];
     let cancelled = crossfade.run(&cut_over).await?.json()?;

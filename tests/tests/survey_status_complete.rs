@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use crossfade_tests::{Crossfade, Finished, Shutdown, World, until};
+use crossfade_tests::follow::captured_back;
+use crossfade_tests::{Crossfade, Finished, Shutdown, World};
 use serde_json::Value;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -84,8 +85,7 @@ async fn completed(world: &World) -> Result<()> {
     ensure!(table["state"] == "joined" && table["rows_copied"] == 1000, "{status:#}");
     ensure!(status["apply"]["rows"] == 100, "{status:#}");
 
-    let captured = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", MINUTE, || async { Ok((world.at_target(captured)? == "1").then_some(())) }).await?;
+    captured_back(world).await?;
     let before = traces(world)?;
     let listed = crossfade.run(&["complete"]).await?;
     ended_with(&listed, 0)?;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use crossfade_tests::follow::following;
-use crossfade_tests::{Crossfade, World, until};
+use crossfade_tests::follow::{captured_back, following};
+use crossfade_tests::{World, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -16,25 +16,14 @@ async fn prepared() -> Result<World> {
     Ok(world)
 }
 
-async fn captured(world: &World) -> Result<()> {
-    let query = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%_back' AND active";
-    until("the way back captured", MINUTE, || async { Ok((world.at_target(query)? == "1").then_some(())) }).await
-}
-
-async fn verified(crossfade: &Crossfade) -> Result<()> {
-    let finished = crossfade.run(&["verify"]).await?;
-    ensure!(finished.status.success(), "{finished:?}");
-    Ok(())
-}
-
 /// The plan knows nothing of the new column, and the source has none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_change_at_the_target_stops_it() -> Result<()> {
     let world = prepared().await?;
     let crossfade = world.crossfade()?;
     let run = following(&crossfade).await?;
-    captured(&world).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     let cutover = crossfade.run(&["cutover"]).await?;
     ensure!(cutover.status.success(), "{cutover:?}");
     world.target.psql("app", "ALTER TABLE t ADD COLUMN later text; INSERT INTO t VALUES (1000, 'y', 'z')")?;
@@ -54,17 +43,17 @@ async fn without_its_slot_it_is_begun_anew_and_both_sides_are_compared_again() -
     let world = prepared().await?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
-    captured(&world).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     run.stop().await?;
     world.at_target("SELECT pg_drop_replication_slot('crossfade_shop_shop_back')")?;
     let mut run = following(&crossfade).await?;
     world.at_source("INSERT INTO t VALUES (1000, 'y')")?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
-    captured(&world).await?;
+    captured_back(&world).await?;
     let refused = crossfade.run(&["cutover", "--json"]).await?;
     ensure!(refused.json()?["refused"].to_string().contains("\"rogue_writes\""), "{refused:?}");
-    verified(&crossfade).await?;
+    crossfade.verified().await?;
     let cutover = crossfade.run(&["cutover"]).await?;
     ensure!(cutover.status.success(), "{cutover:?}");
     let back = crossfade.run(&["rollback"]).await?;
@@ -78,8 +67,8 @@ async fn where_nobody_wants_one_it_is_taken_away() -> Result<()> {
     let world = prepared().await?;
     let crossfade = world.crossfade()?;
     let mut run = following(&crossfade).await?;
-    captured(&world).await?;
-    verified(&crossfade).await?;
+    captured_back(&world).await?;
+    crossfade.verified().await?;
     let cutover = crossfade.run(&["cutover", "--no-way-back"]).await?;
     ensure!(cutover.status.success(), "{cutover:?}");
     let slots = "SELECT count(*) FROM pg_replication_slots";

@@ -42,14 +42,15 @@ async fn twenty_in_a_row() -> Result<()> {
     let world = World::of(source, Cluster::start()?, Some(Nats::start()?))?;
     mixed::create(&world.source, "app")?;
     world.at_source(chaos::SCHEMA)?;
-    let bench = Pgbench::new(&world.source, "app").clients(8);
+    // Not as fast as they can: what they take of the processors, the verifies lack.
+    let bench = Pgbench::new(&world.source, "app").clients(8).rate(150);
     bench.fill(2)?;
     let crossfade = Crossfade::new(&plan(&world))?;
     let mut run = following(&crossfade).await?;
-    let load = Load::start(&world.source.socket_dsn("app"), 11, 6);
+    let load = Load::start(&world.source.socket_dsn("app"), 11, 3);
     let mut pgbench = bench.start(600)?;
     let hasty = "SET synchronous_commit = off;\nINSERT INTO trace (what) VALUES ('hasty');\n";
-    let hasty = Pgbench::new(&world.source, "app").clients(2).rate(400).script(hasty).start(600)?;
+    let hasty = Pgbench::new(&world.source, "app").clients(2).rate(100).script(hasty).start(600)?;
     standby::require_absent(&world.source, "app").await?;
     let (mut no_prefix, mut rechecked, mut held, mut waiting) = (0, 0, Vec::new(), None);
     for number in 1..=20 {
@@ -163,6 +164,22 @@ async fn across_truncates() -> Result<()> {
     pgbench.stop()?;
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
+    run.stop().await
+}
+
+/// It says what it waits for, and goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_the_application_keeps_is_told() -> Result<()> {
+    let world = World::embedded()?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
+    let crossfade = Crossfade::new(&world.plan())?;
+    let mut run = following(&crossfade).await?;
+    let application = world.source.client("app").await?;
+    application.batch_execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await?;
+    let verify = crossfade.start(&["verify", "--json"])?;
+    until("its word", MINUTE, || async { Ok(verify.log_tail().contains("lock timeout").then_some(())) }).await?;
+    application.batch_execute("COMMIT").await?;
+    expect_equal(&verify.finish(MINUTE).await?.json()?)?;
     run.stop().await
 }
 

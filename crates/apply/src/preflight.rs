@@ -164,6 +164,8 @@ pub struct Needed<'a> {
     pub tables: &'a [Table],
     /// Roles that own something.
     pub owners: &'a [String],
+    /// Who owns something in which schema.
+    pub owned: &'a [(String, String)],
     /// Roles that something is granted to.
     pub grantees: &'a [String],
     /// Extensions.

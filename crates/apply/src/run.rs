@@ -173,6 +173,9 @@ async fn headers(job: &Job, session: &Session, stop: &CancellationToken) -> Resu
     for source in &job.plan.sources {
         let stream = job.stream(&source.name, StreamKind::Copy);
         let header = loop {
+            // Before the log is asked: another process may take in what it gets right behind that.
+            let taken = state::has_taken(session, &source.name).await?;
+            model::failpoint!("taken_asked");
             let there = job.log.state(&stream).await?.is_some_and(|state| state.last > Seq::ZERO);
             if there {
                 match log::get_record(&*job.log, &stream, Seq::ZERO.next()).await? {
@@ -185,7 +188,7 @@ async fn headers(job: &Job, session: &Session, stop: &CancellationToken) -> Resu
                     }
                 }
             }
-            if state::has_taken(session, &source.name).await? {
+            if taken {
                 let why = "the copy stream is gone, of which the target has taken in a part";
                 return Err(recopy::gap(format!("the log of source {:?}", source.name), why));
             }

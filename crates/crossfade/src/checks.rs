@@ -84,8 +84,8 @@ pub(crate) async fn everything(plan: &Plan, log: Option<&Arc<dyn Log>>) -> Resul
         if needs.identity == *target && same_server(&session, target_session).await {
             findings.extend(onto_itself(plan, source, &needs));
         } else if usable {
-            let capture::Needs { tables, owners, grantees, extensions, .. } = &needs;
-            let needed = apply::Needed { tables, owners, grantees, extensions };
+            let capture::Needs { tables, owners, owned, grantees, extensions, .. } = &needs;
+            let needed = apply::Needed { tables, owners, owned, grantees, extensions };
             take(&mut findings, apply::preflight_source(plan, target_session, needed).await);
         }
     }

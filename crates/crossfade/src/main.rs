@@ -82,6 +82,12 @@ enum Command {
         /// What to compare with: what verifies have recorded in the log, or the target as it is now.
         #[arg(long, value_enum, default_value_t = Against::Log, conflicts_with = "until")]
         against: Against,
+        /// Then cut over and roll back between two such databases, while rows are written: --into plays the target.
+        #[arg(long)]
+        drill: bool,
+        /// What plays the source, as `postgres://…`: an empty database. Without it one is made beside --into, and dropped. One with a password stands in the environment variable CROSSFADE_DRILL_SOURCE instead.
+        #[arg(long, value_name = "URL", requires = "drill")]
+        drill_source: Option<String>,
     },
     /// Make the target the writable side: close the source to writes, wait until the target has everything, open the target.
     Cutover {
@@ -213,6 +219,14 @@ fn percent(text: &str) -> Result<f64, String> {
     percent.ok_or_else(|| "it is no number above 0, and 100 at most".to_owned())
 }
 
+fn rehearsal(
+    into: &Option<String>,
+    until: Option<cutover::rehearse::Until>,
+    against: Against,
+) -> commands::rehearse::Asked {
+    commands::rehearse::Asked { into: into.clone(), until, against_target: against == Against::Target }
+}
+
 async fn dispatch(arguments: Arguments, output: Output) -> u8 {
     let stop = match Stop::on_signals() {
         Ok(stop) => stop,
@@ -244,6 +258,11 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
                 let code = commands::cutover::run(plan()?, true, &options, cancel, &token, output).await?;
                 if token.is_cancelled() && code != 0 { stop.exit_code() } else { code }
             }
+            Command::Rehearse { into, until, against, drill: true, drill_source } => {
+                let asked = rehearsal(into, *until, *against);
+                // It takes away what it has made when it is told to stop.
+                commands::rehearse::drill(plan()?, asked, drill_source.clone(), &stop, output).await?
+            }
             Command::Init
             | Command::Survey
             | Command::Status { .. }
@@ -270,8 +289,8 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
                 commands::recopy::run(plan()?, tables, new_source, output).await
             }
             Command::Reconcile { fix } => commands::reconcile::run(plan()?, fix, output).await,
-            Command::Rehearse { into, until, against } => {
-                commands::rehearse::run(plan()?, into, until, against == Against::Target, output).await
+            Command::Rehearse { into, until, against, .. } => {
+                commands::rehearse::run(plan()?, rehearsal(&into, until, against), output).await
             }
             Command::Stage { asked } => {
                 let asked = asked.unwrap_or(commands::stage::Stage::Show { env: false });

@@ -6,6 +6,7 @@ use model::Problem;
 use pg::Session;
 use plan::Plan;
 
+use crate::bolts;
 use crate::bouncer;
 use crate::error::CutoverError;
 use crate::journal::{self, State};
@@ -17,8 +18,21 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 /// What has become of an epoch that was to be cancelled.
 pub(crate) struct Undone {
     pub state: State,
+    /// What a side was closed with besides its triggers, and may be closed with still.
+    pub bolted: Vec<Problem>,
     /// Why a PgBouncer may be paused still.
     pub paused: Option<Problem>,
+}
+
+impl Undone {
+    pub fn new(state: State) -> Undone {
+        Undone { state, bolted: Vec::new(), paused: None }
+    }
+}
+
+/// How long it may take before anybody else may try, with what the plan runs meanwhile.
+pub(crate) fn limit(plan: &Plan) -> Duration {
+    LIMIT + bolts::patience(plan)
 }
 
 /// Cancels an epoch of these sources, the plan's first among them, unless it is decided, and opens the sources. Says what has become of it; what is committed is left to who rolls it forward, and closed.
@@ -37,27 +51,29 @@ pub(crate) async fn cancel(
         return Err(CutoverError::Overtaken("another cutover has begun since".to_owned()));
     }
     for old in olds.iter_mut() {
-        old.lead(LIMIT, force, epoch).await?;
+        old.lead(limit(plan), force, epoch).await?;
         model::failpoint!("cancel_leads");
     }
     let Some(token) = olds.first().map(|old| old.token) else {
-        return Ok(Undone { state: State::Cancelled, paused: None });
+        return Ok(Undone::new(State::Cancelled));
     };
     journal::lead(target, epoch, token, false).await?;
     model::failpoint!("cancel_leads_journal");
-    let state = journal::cancel(target, epoch, token, why).await?;
+    let mut undone = Undone::new(journal::cancel(target, epoch, token, why).await?);
     model::failpoint!("cancel_decided");
-    let mut paused = None;
-    if state == State::Cancelled {
+    if undone.state == State::Cancelled {
         for old in olds.iter() {
             old.reopen(epoch).await?;
         }
         tracing::warn!(epoch, "it is cancelled, and the side that was closed takes writes again: {why}");
         // Before the lead is given up: whoever dies here leaves it to the next one.
-        paused = bouncer::resume(plan).await.err();
+        for old in olds.iter() {
+            undone.bolted.extend(bolts::reopen(plan, old, target, epoch).await?);
+        }
+        undone.paused = bouncer::resume(plan).await.err();
     }
     for old in olds.iter() {
         old.leave().await;
     }
-    Ok(Undone { state, paused })
+    Ok(undone)
 }

@@ -5,6 +5,7 @@ use plan::Direction;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::bolts;
 use crate::bouncer;
 use crate::error::CutoverError;
 use crate::hooks::{self, Told};
@@ -55,11 +56,13 @@ pub(crate) async fn roll(
 }
 
 async fn route(job: &Job, target: &Session, epoch: i64) -> Result<(), CutoverError> {
+    let opened = bolts::opened(&job.verify.plan, target, epoch).await?.into_iter().next();
     let led = bouncer::lead_over(&job.verify.plan, epoch).await;
     hook(job, target, epoch, "route", job.verify.plan.cutover.hooks.route.as_deref(), "committed").await?;
     led?;
     model::failpoint!("application_routed");
-    Ok(())
+    // Whoever goes on does that again, too.
+    opened.map_or(Ok(()), |problem| Err(problem.into()))
 }
 
 async fn hook(
@@ -78,8 +81,8 @@ async fn hook(
     }
     let lsn = journal::last(target).await?.and_then(|entry| entry.lsn).unwrap_or_default();
     let direction = plan.direction.as_str();
-    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.opens() };
-    hooks::noted(job, target, name, command, &told).await
+    let told = Told { plan: &plan.name, epoch, direction, phase, lsn: &lsn, writable: job.opens(), side: &[] };
+    hooks::noted(plan, Some(target), name, command, &told).await
 }
 
 async fn after(job: &Job, target: &Session, epoch: i64, token: i64, back: bool) -> Result<(), CutoverError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pg::{Endpoint, Session};
 use plan::Plan;
+use tokio::time::Instant;
 
 use crate::bouncer;
 use crate::cancel::{self, cancel};
@@ -33,7 +34,7 @@ pub async fn guard(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
 
 async fn one_way(plan: Arc<Plan>, sources: Vec<Endpoint>, target: Endpoint) {
     let sessions = sources.iter().map(|_| None).collect();
-    let mut guard = Guard { plan, sessions, sources, target, said: String::new(), paused: false };
+    let mut guard = Guard { plan, sessions, sources, target, said: String::new(), paused: false, bolted: None };
     loop {
         let pause = match guard.look().await {
             Ok(pause) => pause,
@@ -62,6 +63,8 @@ struct Guard {
     said: String,
     /// A PgBouncer is to be resumed.
     paused: bool,
+    /// Of this epoch something could not be undone, the last time then.
+    bolted: Option<(i64, Instant)>,
 }
 
 impl Guard {
@@ -75,11 +78,12 @@ impl Guard {
 
     /// Says when to look again.
     async fn look(&mut self) -> Result<Duration, CutoverError> {
-        let (mut abandoned, mut closed, mut away) = (false, false, false);
+        let (mut abandoned, mut closed, mut away, mut epoch) = (false, false, false, 0);
         for at in 0..self.sources.len() {
             match self.line(at).await {
                 Ok(Some(line)) => {
                     closed |= line.closed;
+                    epoch = line.epoch.max(epoch);
                     abandoned |= (line.closed || line.taken) && line.led.is_none();
                 }
                 Ok(None) => {}
@@ -94,6 +98,10 @@ impl Guard {
             self.paused = false;
             self.said.clear();
             return Ok(if away { LATER } else { LOOK });
+        }
+        // Perhaps another machine can; a later cutover does not wait for it.
+        if self.bolted.is_some_and(|(bolted, at)| bolted == epoch && at.elapsed() < SELDOM) {
+            return Ok(LOOK);
         }
         self.settle(closed).await
     }
@@ -129,6 +137,7 @@ impl Guard {
                 let why = "the process that ran it is gone, or was out of time";
                 let undone = cancel(&self.plan, &mut olds, &target, entry.epoch, false, why).await?;
                 self.paused = undone.paused.is_some();
+                self.bolted = (!undone.bolted.is_empty()).then(|| (entry.epoch, Instant::now()));
                 Ok(LOOK)
             }
             // It died before it had begun.

@@ -1,6 +1,6 @@
 //! From the source to the target, in less than a second, and not at all unless everything is there; and [`back`] again.
 //!
-//! [`run`] looks first: what is in the way is [`refusals`]. Then it goes its [`way`]: the [`old`] side is closed by its fence; a marker goes through the log until the target has
+//! [`run`] looks first: what is in the way is [`refusals`]. Then it goes its [`way`]: the [`old`] side is closed by its fence, and by what the plan puts on top of that ([`bolts`]); a marker goes through the log until the target has
 //! it ([`drain`]); [`sequences`] and the application's own [`triggers`] go over; the [`journal`] of the target decides; [`forward`] leads the application over, by the plan's [`hooks`] and its PgBouncers ([`bouncer`]).
 //! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
 //!
@@ -11,7 +11,9 @@
 //! The outcome of an epoch stands in one row of the journal of the side that it opens, and nowhere else; [`history`] puts both journals together. Whoever acts has the highest token at the side that is closed, and
 //! every statement that closes or opens it asks for that; every step in the journal too.
 
+mod archive;
 mod back;
+mod bolts;
 mod bouncer;
 mod cancel;
 mod drain;
@@ -32,8 +34,9 @@ pub mod stages;
 mod triggers;
 mod way;
 
+pub use archive::archive;
 pub use back::{apply as apply_back, capture as capture_back, is_reversing, reversed};
 pub use guard::guard;
-pub use remove::{Removal, acts, acts_at_target, remove};
+pub use remove::{Removal, Stands, acts, acts_at_target, open_target, remove, stands};
 pub use report::{Outcome, Phase, Refusal, Report, text};
 pub use run::{Job, Options, cancel, run};

@@ -26,7 +26,7 @@ const BREATH: Duration = Duration::from_millis(100);
 pub(crate) struct Old {
     pub name: String,
     /// As `crossfade.fence` names it.
-    side: String,
+    pub side: String,
     endpoint: Endpoint,
     pub session: Session,
     selects: Vec<TableName>,
@@ -36,7 +36,7 @@ pub(crate) struct Old {
 
 /// The line of a source, where there is one.
 pub(crate) struct Line {
-    /// By a cutover or a rollback: the target is closed from the start by neither.
+    /// By a cutover or a rollback, or something of what it was closed with is left: the target is closed from the start by neither.
     pub closed: bool,
     /// Somebody has taken the lead and not given it up.
     pub taken: bool,
@@ -51,8 +51,12 @@ pub(crate) async fn look(session: &Session, side: &str) -> Result<Option<Line>, 
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(None);
     }
+    let bolted = match pg::read_only::known(session).await? {
+        true => "EXISTS (SELECT FROM crossfade.bolt b WHERE b.side = f.side)",
+        false => "false",
+    };
     let query = format!(
-        "SELECT closed > opened AND epoch > 0, pid IS NOT NULL, CASE WHEN {LED} THEN extract(epoch FROM deadline - clock_timestamp())::float8 END,
+        "SELECT (closed > opened OR {bolted}) AND epoch > 0, pid IS NOT NULL, CASE WHEN {LED} THEN extract(epoch FROM deadline - clock_timestamp())::float8 END,
                 CASE WHEN epoch > 0 THEN greatest(epoch, closed, opened) ELSE 0 END FROM crossfade.fence f WHERE side = $1::text"
     );
     let row = session.query_opt(&query, &[&side]).await?;
@@ -288,7 +292,14 @@ impl Old {
     }
 
     /// Whether all of it is closed as it was closed: nobody has enabled or disabled our triggers since.
+    ///
+    /// # Errors
+    /// Another process has opened it, or leads.
     pub async fn holds(&self) -> Result<bool, CutoverError> {
+        let lead = "SELECT FROM crossfade.fence WHERE side = $1::text AND token = $2 AND closed > opened";
+        if self.session.query_opt(lead, &[&self.side, &self.token]).await?.is_none() {
+            return Err(CutoverError::Overtaken("another process has cancelled it, or leads".to_owned()));
+        }
         Ok(pg::fence::holds(&self.session, &self.relations, &self.side).await?)
     }
 

@@ -8,6 +8,7 @@ use pg::Session;
 use status::{Gather, Phase, Status};
 
 use crate::back;
+use crate::bolts;
 use crate::bouncer;
 use crate::error::CutoverError;
 use crate::journal;
@@ -34,6 +35,13 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
         at_source(&session, &place, &mut found).await?;
         subscribed(&session, target, &source.name, &place, &mut found).await?;
         fits(&session, target, &source.name, &place, &mut found).await?;
+        if job.verify.plan.cutover.fence.read_only {
+            may_set(&session, &place, &mut found).await?;
+        }
+    }
+    // The decision makes it what it was before.
+    if bolts::is_read_only(target, &job.verify.plan.target_side()).await? {
+        may_set(target, &format!("the {}", job.opens()), &mut found).await?;
     }
     let mut epoch = journal::last(target).await?.map_or(0, |entry| entry.epoch);
     for endpoint in &job.verify.sources {
@@ -156,6 +164,15 @@ fn standing(job: &Job, status: &Status, options: &Options, found: &mut Vec<Refus
         let text = status.sources.iter().fold(warning.text.clone(), |text, source| {
             text.replace(&format!("source {:?}", source.name), &job.leaves(&source.name))
         });
+        let text = match warning.code {
+            "slot_lost" if job.is_back() => {
+                "the slot of the way back at the target is gone, or can no longer serve: there is no way back any more; stay, and end with `crossfade complete`".to_owned()
+            }
+            "wal_critical" => {
+                format!("{text}: see in `crossfade status` what keeps it back, and wait until capture has caught up")
+            }
+            _ => text,
+        };
         refuse(found, code, text);
     }
 }
@@ -174,10 +191,13 @@ async fn enclosed(target: &Session, side: &str, found: &mut Vec<Refusal>) -> Res
     let rows = target.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
     let tables: Vec<TableName> =
         rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
-    for relation in pg::fence::bare(target, side, &tables).await? {
-        let text = format!(
-            "anybody may write to {relation} at the target: GRANT TRIGGER ON {relation} to crossfade's role there, start apply again, and `crossfade verify`"
-        );
+    let bare = pg::fence::bare(target, side, &tables).await?;
+    for relation in pg::fence::unguarded(target, side, &tables).await? {
+        let next = match bare.contains(&relation) {
+            true => format!("GRANT TRIGGER ON {relation} to crossfade's role there, start apply again"),
+            false => format!("ALTER TABLE ONLY {relation} ENABLE TRIGGER {}", pg::fence::trigger(side)),
+        };
+        let text = format!("anybody may write to {relation} at the target: {next}, and `crossfade verify`");
         refuse(found, "target_not_fenced", text);
     }
     Ok(())
@@ -329,6 +349,14 @@ async fn subscribed(
                 "at {place} role {role} does not see which transactions are open: GRANT pg_read_all_stats TO {role}"
             ),
         );
+    }
+    Ok(())
+}
+
+/// The role may make a database's sessions read-only.
+async fn may_set(session: &Session, place: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+    for text in bolts::lacks(session, place).await? {
+        refuse(found, "privileges", text);
     }
     Ok(())
 }

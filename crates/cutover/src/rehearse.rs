@@ -2,11 +2,12 @@
 //!
 //! [`run`] reads what the log holds: the [`copies`], and in the [`tail`] what verifies have recorded. What [`into`](refusals) is wrong it refuses. Then apply fills the database from a
 //! [`view`] of the log that ends at a commit; there it stands, and what was recorded as of that commit is compared. People and scripts get a [`report`], with the time of each of the
-//! [`phases`].
+//! [`phases`]. A [`drill`] then plays cutover and rollback between that database and another one.
 //!
-//! Nothing is written but in that database. Source and target need not be there, unless the live target is what it is to be compared with.
+//! Nothing is written but in these databases. Source and target need not be there, unless the live target is what it is to be compared with.
 
 mod copies;
+pub mod drill;
 mod phases;
 mod refusals;
 mod report;

@@ -1,7 +1,10 @@
 use model::Problem;
 use pg::Session;
+use plan::Plan;
 
+use crate::bolts;
 use crate::error::CutoverError;
+use crate::history::History;
 use crate::old;
 
 /// Something that a cutover made at a source.
@@ -9,8 +12,34 @@ use crate::old;
 pub enum Removal {
     /// The triggers on so many tables; whether they refuse writes now.
     Fence(usize, bool),
+    /// New sessions are read-only.
+    ReadOnly,
+    /// What the plan's fence command has closed.
+    Command,
     /// The schema `crossfade`.
     Schema,
+}
+
+/// Where the application writes, and which way it went there.
+#[derive(Clone, Copy, Debug)]
+pub struct Stands {
+    pub(crate) writable: &'static str,
+    pub(crate) direction: &'static str,
+}
+
+/// What the journals of both sides say.
+///
+/// # Errors
+/// A server.
+pub async fn stands<'s>(
+    sources: impl IntoIterator<Item = &'s Session>,
+    target: &'s Session,
+) -> Result<Stands, Problem> {
+    let decided = History::read(sources, target).await.map_err(Problem::from)?.decided.map(|entry| entry.back);
+    Ok(Stands {
+        writable: if decided == Some(false) { bolts::TARGET } else { bolts::SOURCE },
+        direction: if decided == Some(true) { "back" } else { "forward" },
+    })
 }
 
 impl std::fmt::Display for Removal {
@@ -20,6 +49,10 @@ impl std::fmt::Display for Removal {
                 write!(f, "the fence on {tables} tables, which refuses writes: without it the source takes them again")
             }
             Removal::Fence(tables, false) => write!(f, "the fence on {tables} tables, which is open"),
+            Removal::ReadOnly => {
+                f.write_str("default_transaction_read_only of the database, which becomes what it was before the fence")
+            }
+            Removal::Command => f.write_str("what the plan's fence command has closed: its `undo` is run"),
             Removal::Schema => f.write_str("schema crossfade"),
         }
     }
@@ -28,12 +61,36 @@ impl std::fmt::Display for Removal {
 /// What cutovers have made at a source; with `really` it is removed.
 ///
 /// # Errors
-/// The source.
-pub async fn remove(session: &Session, plan: &str, source: &str, really: bool) -> Result<Vec<Removal>, Problem> {
-    Ok(take_away(session, plan, &plan::source_side(plan, source), really).await?)
+/// The source, or the plan's command.
+pub async fn remove(
+    session: &Session,
+    plan: &Plan,
+    source: &str,
+    stands: Stands,
+    really: bool,
+) -> Result<Vec<Removal>, Problem> {
+    let side = plan::source_side(&plan.name, source);
+    let mut found = unfence(session, &side, really).await?;
+    // Behind it: that the source takes writes does not depend on the plan's command.
+    found.extend(bolts::remove(session, plan, Some(source), stands, really).await?);
+    found.extend(take_away(session, &plan.name, &side, really).await?);
+    Ok(found)
 }
 
-async fn take_away(session: &Session, plan: &str, side: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
+/// What a rollback has closed the target with besides its triggers, which go with the schema; with `really` it is undone.
+///
+/// # Errors
+/// The target, or the plan's command.
+pub async fn open_target(
+    session: &Session,
+    plan: &Plan,
+    stands: Stands,
+    really: bool,
+) -> Result<Vec<Removal>, Problem> {
+    Ok(bolts::remove(session, plan, None, stands, really).await?)
+}
+
+async fn unfence(session: &Session, side: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
     let mut found = Vec::new();
     if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
         return Ok(found);
@@ -48,6 +105,14 @@ async fn take_away(session: &Session, plan: &str, side: &str, really: bool) -> R
             session.execute("DELETE FROM crossfade.fence WHERE side = $1::text", &[&side]).await?;
             model::failpoint!("source_fence_removed");
         }
+    }
+    Ok(found)
+}
+
+async fn take_away(session: &Session, plan: &str, side: &str, really: bool) -> Result<Vec<Removal>, CutoverError> {
+    let mut found = Vec::new();
+    if !session.query_one("SELECT to_regclass('crossfade.fence') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(found);
     }
     if really && apply::knows(session, plan).await? {
         apply::loud(session).await?;

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::bolts;
 use crate::bouncer;
 use crate::cancel::{self, Undone, cancel as undo};
 use crate::drain::Ear;
@@ -99,14 +100,15 @@ async fn cancel_now(job: &Job) -> Result<Report, CutoverError> {
         return Ok(nothing());
     }
     match undo(&job.verify.plan, &mut olds, &target, entry.epoch, true, "somebody asked for it").await? {
-        Undone { state: State::Cancelled, paused } => cancelled(&target, entry.epoch, paused).await,
+        undone @ Undone { state: State::Cancelled, .. } => cancelled(&target, entry.epoch, undone).await,
         _ => Ok(decided(entry.epoch)),
     }
 }
 
 /// What is said of an epoch that is cancelled.
-async fn cancelled(target: &Session, epoch: i64, paused: Option<Problem>) -> Result<Report, CutoverError> {
-    let unfinished = paused.map(|problem| problem.to_string());
+async fn cancelled(target: &Session, epoch: i64, undone: Undone) -> Result<Report, CutoverError> {
+    let left: Vec<String> = undone.bolted.into_iter().chain(undone.paused).map(|problem| problem.to_string()).collect();
+    let unfinished = Some(left.join("; ")).filter(|left| !left.is_empty());
     Ok(Report { unfinished, ..report::of(target, epoch, Outcome::Cancelled).await? })
 }
 
@@ -211,7 +213,7 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
         biased;
         () = stop.cancelled() => Err(CutoverError::GivenUp("it was told to stop".to_owned())),
         () = tokio::time::sleep_until(way.until) => {
-            Err(CutoverError::GivenUp(format!("it took longer than --timeout, {} s", options.timeout.as_secs())))
+            Err(CutoverError::GivenUp(format!("it took longer than --timeout, {:?}", options.timeout)))
         }
         went = way.prepare(&target, &mut olds, &mut ear, &mut remainder) => went,
     };
@@ -234,9 +236,9 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
             // What it has under way there is over with it.
             drop(target);
             match give_up(job, &mut olds, epoch, &problem.why).await {
-                Ok((Undone { state: State::Cancelled, paused }, target)) => {
+                Ok((undone @ Undone { state: State::Cancelled, .. }, target)) => {
                     let why = Some(format!("{}: {}; {}", problem.what, problem.why, problem.next));
-                    return Ok(Report { why, ..cancelled(&target, epoch, paused).await? });
+                    return Ok(Report { why, ..cancelled(&target, epoch, undone).await? });
                 }
                 // It was decided after all.
                 Ok((_, target)) => target,
@@ -478,7 +480,7 @@ async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(
             if let Some(entry) =
                 journal::last(&target).await?.filter(|entry| entry.epoch == epoch && entry.state > State::Cancelled)
             {
-                return Ok((Undone { state: entry.state, paused: None }, target));
+                return Ok((Undone::new(entry.state), target));
             }
             // What is under way in the sessions from before comes to nothing, or has its effect before this.
             for old in olds.iter_mut() {
@@ -486,7 +488,7 @@ async fn give_up(job: &Job, olds: &mut [Old], epoch: i64, why: &str) -> Result<(
             }
             Ok((undo(&job.verify.plan, olds, &target, epoch, false, why).await?, target))
         };
-        let error = match tokio::time::timeout(UNKNOWN, ended).await {
+        let error = match tokio::time::timeout(UNKNOWN + bolts::patience(&job.verify.plan), ended).await {
             Ok(Ok(ended)) => return Ok(ended),
             Ok(Err(CutoverError::Pg(error))) => error.to_string(),
             Ok(Err(error)) => return Err(error),

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::back;
+use crate::bolts;
 use crate::bouncer;
 use crate::drain::Ear;
 use crate::error::CutoverError;
@@ -109,6 +110,9 @@ impl<'a> Way<'a> {
             old.close(self.epoch, &why, self.until).await?;
             self.closed.get_or_insert_with(Instant::now);
         }
+        for old in olds.iter() {
+            bolts::close(plan, old, target, self.epoch).await?;
+        }
         self.step(target, State::Fencing, State::Fenced).await?;
         model::failpoint!("cutover_fenced");
         for old in olds.iter() {
@@ -192,9 +196,16 @@ impl<'a> Way<'a> {
     ) -> Result<(), CutoverError> {
         let lsn = self.lsn.as_deref().unwrap_or_default();
         let plan = &self.job.verify.plan;
-        let told =
-            Told { plan: &plan.name, epoch: self.epoch, direction: plan.direction.as_str(), phase, lsn, writable };
-        hooks::noted(self.job, target, name, command, &told).await
+        let told = Told {
+            plan: &plan.name,
+            epoch: self.epoch,
+            direction: plan.direction.as_str(),
+            phase,
+            lsn,
+            writable,
+            side: &[],
+        };
+        hooks::noted(plan, Some(target), name, command, &told).await
     }
 
     /// The decision: one transaction of the side that it opens.
@@ -242,6 +253,7 @@ impl<'a> Way<'a> {
                 self.job.opens()
             )));
         }
+        pg::read_only::lift(target, &side).await?;
         model::failpoint!("decision_written");
         Ok(target.batch_execute("COMMIT").await?)
     }

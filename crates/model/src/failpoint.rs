@@ -94,6 +94,8 @@ names! {
     // Apply, before its first row.
     /// The schema `crossfade` is there.
     "state_opened",
+    /// The target is asked what it has taken in, the log is not.
+    "taken_asked",
     /// A replication origin is there.
     "origin_created",
     /// What was left of the lease's last holder is terminated.
@@ -195,6 +197,12 @@ names! {
     "fence_written",
     /// The source takes no writes.
     "fence_closed",
+    /// New sessions are read-only, too.
+    "read_only_set",
+    /// The plan's fence command is about to be run.
+    "fence_command_noted",
+    /// It has closed the source.
+    "fence_command_run",
     /// The journal says so.
     "cutover_fenced",
     /// The marker behind the last write is in the source's WAL.
@@ -229,6 +237,10 @@ names! {
     "cancel_decided",
     /// The source takes writes again.
     "source_reopened",
+    /// New sessions are what they were before the fence, and those from meanwhile may be there still.
+    "read_only_lifted",
+    /// The plan has undone its fence command, and nothing says so.
+    "fence_command_undone",
     /// A pool that was paused goes on.
     "pgbouncer_resumed",
 

@@ -100,7 +100,7 @@ impl From<OffsetsError> for Problem {
             code,
             "the offset store",
             error.to_string(),
-            "give the folder [state] dir room and write permission, let one process use it, or delete its offsets folder: it is rebuilt",
+            "if another crossfade uses the folder [state] dir, stop that one, or give this plan a folder of its own; else give it room and write permission, or delete its offsets folder: it is rebuilt",
         )
     }
 }

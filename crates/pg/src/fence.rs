@@ -14,8 +14,9 @@ use tokio_postgres::{Client, Error};
 /// What the names of the triggers begin with, on every table; the plan's name follows.
 pub const TRIGGERS: &str = "crossfade_fence_";
 
-/// The name of a side's triggers, with the first word of the side's name, the plan: one database may be the target of one plan and a source of another.
-fn trigger(side: &str) -> String {
+/// The name of a side's triggers, quoted, with the first word of the side's name, the plan: one database may be the target of one plan and a source of another.
+#[must_use]
+pub fn trigger(side: &str) -> String {
     quote::ident(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()))
 }
 
@@ -35,6 +36,16 @@ CREATE TABLE IF NOT EXISTS crossfade.fence (
     pid int, backend_start timestamptz,         -- the session of who leads
     deadline timestamptz,                       -- by when that one has decided, or anybody may
     why text NOT NULL);                         -- what somebody is told whose write is refused
+
+-- What a side was closed with besides its triggers, until that is undone.
+CREATE TABLE IF NOT EXISTS crossfade.bolt (
+    side text, kind text,                       -- read_only, or command
+    epoch bigint NOT NULL,                      -- of the cutover or rollback that has closed it
+    before text,                                -- read_only: the database's own default_transaction_read_only, if it had one
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lifted bool NOT NULL DEFAULT false,         -- read_only: it is as before, and sessions from meanwhile may be there still
+    lifted_at timestamptz,                      -- those are no younger than this
+    PRIMARY KEY (side, kind));
 
 -- Sessions that write nevertheless, because they are crossfade's.
 CREATE TABLE IF NOT EXISTS crossfade.exempt (
@@ -98,11 +109,20 @@ pub async fn relations(client: &Client, tables: &[TableName]) -> Result<Vec<Stri
 /// # Errors
 /// The database.
 pub async fn bare(client: &Client, side: &str, tables: &[TableName]) -> Result<Vec<String>, Error> {
-    let none = format!(
-        "AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = up.oid AND t.tgname = {})",
-        quote::literal(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()))
-    );
-    among(client, tables, &none).await
+    among(client, tables, &without(side, "")).await
+}
+
+/// The same, without those that have a trigger of this side that is enabled.
+///
+/// # Errors
+/// The database.
+pub async fn unguarded(client: &Client, side: &str, tables: &[TableName]) -> Result<Vec<String>, Error> {
+    among(client, tables, &without(side, "AND t.tgenabled IN ('O', 'A')")).await
+}
+
+fn without(side: &str, which: &str) -> String {
+    let name = quote::literal(&format!("{TRIGGERS}{}", side.split(' ').next().unwrap_or_default()));
+    format!("AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = up.oid AND t.tgname = {name} {which})")
 }
 
 async fn among(client: &Client, tables: &[TableName], condition: &str) -> Result<Vec<String>, Error> {

@@ -1,6 +1,6 @@
 //! Everything that speaks Postgres.
 //!
-//! - [`Endpoint`]: where a database is, from a checked URL
+//! - [`Endpoint`]: where a database is, from a checked URL; [`beside`] is the URL of another one on that server
 //! - [`connect`], [`connect_read_only`]: ordinary sessions, by tokio-postgres
 //! - [`Replication`], [`ReplicationStream`]: a replication connection of our own, on postgres-protocol
 //! - [`pgoutput`]: what travels on it, decoded
@@ -20,11 +20,13 @@ mod endpoint;
 mod error;
 pub mod fence;
 pub mod pgoutput;
+pub mod read_only;
 mod replication;
 mod settings;
 mod sqlstate;
 mod tls;
 mod transport;
+mod url;
 mod waiting;
 
 pub use connect::{Canceller, Session, connect, connect_read_only};
@@ -33,4 +35,5 @@ pub use endpoint::Endpoint;
 pub use error::{PgError, Policy, ServerError, policy};
 pub use replication::{Frame, ProtocolVersion, Replication, ReplicationStream, SlotCreated, SystemInfo};
 pub use tokio_postgres;
+pub use url::beside;
 pub use waiting::somebody_waits;

@@ -31,11 +31,12 @@ pub(crate) const REPORTED: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
 ];
 
-/// The startup packet's `options`: the URL's own first, so that the pinned ones win.
+/// The startup packet's `options`: the URL's own first, so that the pinned ones win. Whether transactions are read-only is said in either case: a fence may have made that the
+/// database's default (`read_only.rs`), and we go on writing.
 pub(crate) fn options(own: Option<&str>, read_only: bool) -> String {
     let mut options = own.map(|own| format!("{own} ")).unwrap_or_default();
-    let read_only = read_only.then_some(("default_transaction_read_only", "on"));
-    for (name, value) in PINNED.iter().copied().chain(read_only) {
+    let read_only = ("default_transaction_read_only", if read_only { "on" } else { "off" });
+    for (name, value) in PINNED.iter().copied().chain([read_only]) {
         options.push_str(&format!("-c {name}={value} "));
     }
     options.truncate(options.trim_end().len());
@@ -74,8 +75,10 @@ mod tests {
 
     #[test]
     fn the_pinned_settings_come_last() {
-        let options = options(Some("-c datestyle=German"), true);
-        assert!(options.starts_with("-c datestyle=German -c datestyle=ISO"));
-        assert!(options.ends_with("-c default_transaction_read_only=on"));
+        for (read_only, last) in [(true, "on"), (false, "off")] {
+            let options = options(Some("-c datestyle=German"), read_only);
+            assert!(options.starts_with("-c datestyle=German -c datestyle=ISO"));
+            assert!(options.ends_with(&format!("-c default_transaction_read_only={last}")));
+        }
     }
 }

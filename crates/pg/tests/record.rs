@@ -70,9 +70,9 @@ async fn record() {
         .await
         .unwrap();
 
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/pgoutput");
-    std::fs::remove_dir_all(&folder).unwrap();
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = Path::new("fuzz/corpus/pgoutput");
+    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::create_dir_all(folder).unwrap();
     let (mut decoder, mut in_stream, mut seen) = (Decoder::default(), false, HashMap::new());
     loop {
         let Frame::Data { payload, .. } = stream.next().await.unwrap() else { continue };

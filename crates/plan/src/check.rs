@@ -1,4 +1,5 @@
 mod bouncers;
+mod cutover;
 mod questions;
 mod stages;
 
@@ -12,8 +13,7 @@ use model::{Code, Problem, TableName};
 use crate::server::Server;
 use crate::written::{Entry, File, Section};
 use crate::{
-    Cutover, Direction, Hooks, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source,
-    Target, Verify,
+    Direction, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target, Verify,
 };
 
 pub use stages::{is_flag, is_flag_value};
@@ -66,7 +66,7 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
         verify: check_verify(top.get("verify"))?,
-        cutover: check_cutover(top.get("cutover"), env)?,
+        cutover: cutover::check(top.get("cutover"), env)?,
         checks: top.get("check").map(|entry| questions::check(&entry, &sources)).transpose()?.unwrap_or_default(),
         stages: top.get("stages").map(|entry| stages::check(&entry)).transpose()?,
         http: top.get("http").map(|entry| check_http(&entry)).transpose()?,
@@ -352,52 +352,6 @@ impl Default for Verify {
             rest: 100,
             hold: Duration::from_secs(5),
             renew: Duration::from_secs(300),
-        }
-    }
-}
-
-fn check_cutover(entry: Option<Entry<'_>>, env: Env<'_>) -> Result<Cutover, Problem> {
-    const KNOWN: [&str; 4] = ["sequence_margin", "hook_timeout", "hooks", "pgbouncer"];
-    let mut cutover = Cutover::default();
-    let Some(section) = entry.map(|entry| entry.section(&KNOWN)).transpose()? else { return Ok(cutover) };
-    for entry in section.entries() {
-        match entry.key {
-            "sequence_margin" => cutover.sequence_margin = entry.number(0..=1_000_000_000)? as i64,
-            "hook_timeout" => cutover.hook_timeout = positive(&entry, "10s")?,
-            "hooks" => cutover.hooks = check_hooks(&entry)?,
-            "pgbouncer" => cutover.bouncers = bouncers::check(&entry, env)?,
-            _ => {}
-        }
-    }
-    Ok(cutover)
-}
-
-fn check_hooks(entry: &Entry<'_>) -> Result<Hooks, Problem> {
-    let section = entry.section(&["before_fence", "drained", "route", "after"])?;
-    let command = |key| -> Result<Option<String>, Problem> {
-        let Some(entry) = section.get(key) else { return Ok(None) };
-        let text = entry.text("./route.sh")?;
-        match text.trim() {
-            "" => Err(entry.problem("it is empty", "write a command, or take the line out")),
-            _ => Ok(Some(text.to_owned())),
-        }
-    };
-    Ok(Hooks {
-        before_fence: command("before_fence")?,
-        drained: command("drained")?,
-        route: command("route")?,
-        after: command("after")?,
-    })
-}
-
-impl Default for Cutover {
-    /// What holds where the plan says nothing.
-    fn default() -> Self {
-        Cutover {
-            sequence_margin: 1000,
-            hook_timeout: Duration::from_secs(10),
-            hooks: Hooks::default(),
-            bouncers: Vec::new(),
         }
     }
 }

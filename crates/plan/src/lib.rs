@@ -3,11 +3,12 @@
 //! - [`Plan`] and its parts are what everybody else works with; docs/plan.md is the reference for people
 //! - `written` is the file itself: TOML, in which every key knows its line
 //! - `check` makes the one from the other; all it refuses is a [`Problem`](model::Problem) with file, line and a next step
-//! - [`Direction`]: the same plan the other way round is a plan, too
+//! - [`Direction`]: the same plan the other way round is a plan, too; so is the one of a `drill`
 //! - [`Patterns`] select tables, [`Secret`] keeps URLs out of logs, `size` and `server` read what stands in strings
 
 mod check;
 mod direction;
+mod drill;
 mod patterns;
 mod plan;
 mod secret;
@@ -20,8 +21,8 @@ pub use check::{is_flag, is_flag_value};
 pub use direction::{Direction, back_name, origins, source_side, target_side};
 pub use patterns::Patterns;
 pub use plan::{
-    Asks, Check, CheckSeverity, Cutover, Fix, Hooks, Identity, Limits, Log, OnWalCritical, PgBouncer, Plan, SchemaMode,
-    Side, Source, Target, Verify,
+    Asks, Check, CheckSeverity, Cutover, Fence, FenceCommand, Fix, Hooks, Identity, Limits, Log, OnWalCritical,
+    PgBouncer, Plan, SchemaMode, Side, Source, Target, Verify,
 };
 pub use secret::Secret;
 pub use stages::{Gate, Stage, Stages, WritableSide};

@@ -14,6 +14,8 @@ pub struct Patterns {
     reject: Vec<Pattern>,
     /// Just these, whatever the patterns say.
     exactly: Option<BTreeSet<TableName>>,
+    /// These as well.
+    also: BTreeSet<TableName>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,18 +35,28 @@ impl Patterns {
             };
             list.push(Pattern::parse(text).map_err(|why| (i, why))?);
         }
-        Ok(Patterns { written, select, reject, exactly: None })
+        Ok(Patterns { written, select, reject, exactly: None, also: BTreeSet::new() })
     }
 
     /// These tables and no others.
     pub(crate) fn exactly(tables: impl IntoIterator<Item = TableName>) -> Patterns {
         let tables: BTreeSet<TableName> = tables.into_iter().collect();
         let written = tables.iter().map(TableName::to_string).collect();
-        Patterns { written, select: Vec::new(), reject: Vec::new(), exactly: Some(tables) }
+        Patterns { written, select: Vec::new(), reject: Vec::new(), exactly: Some(tables), also: BTreeSet::new() }
+    }
+
+    /// The same, and `table`, whatever they say of it.
+    pub(crate) fn and(&self, table: &TableName) -> Patterns {
+        let mut also = self.also.clone();
+        also.insert(table.clone());
+        Patterns { also, ..self.clone() }
     }
 
     /// Whether `table` is one of them.
     pub fn selects(&self, table: &TableName) -> bool {
+        if self.also.contains(table) {
+            return true;
+        }
         if let Some(tables) = &self.exactly {
             return tables.contains(table);
         }

@@ -140,8 +140,28 @@ pub struct Cutover {
     pub hook_timeout: Duration,
     /// Commands that are run on the way.
     pub hooks: Hooks,
+    /// What closes a side besides the triggers.
+    pub fence: Fence,
     /// What the application connects through, and is led over by; none if it is led over by other means.
     pub bouncers: Vec<PgBouncer>,
+}
+
+/// What closes a side on top of the triggers, which are there in any case; undone when the side is opened again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fence {
+    /// Sessions of the database begin read-only, and those that are there are ended.
+    pub read_only: bool,
+    /// Commands of the plan.
+    pub command: Option<FenceCommand>,
+}
+
+/// Commands for `sh -c` that close a side, and open it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceCommand {
+    /// Closes it.
+    pub close: String,
+    /// Undoes that.
+    pub undo: String,
 }
 
 /// A PgBouncer that the application connects through.

@@ -13,7 +13,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn examples() -> Vec<(String, Plan)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let folder = Path::new("../../examples");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let plans = files.filter(|file| file.extension().is_some_and(|extension| extension == "toml"));
     plans

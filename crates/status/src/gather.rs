@@ -114,7 +114,11 @@ impl Gather {
             }
             back
         });
-        self.status(states, target, epochs, way_back, writable, log_state, warnings).await
+        self.status(
+            Looked { sources: states, target, epochs, way_back, writable_side: writable, log: log_state },
+            warnings,
+        )
+        .await
     }
 
     /// The way back, once something captures it.
@@ -153,17 +157,8 @@ impl Gather {
         Some((back, there.verify))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    async fn status(
-        &mut self,
-        sources: Vec<SourceState>,
-        target: TargetNow,
-        epochs: Epochs,
-        way_back: Option<WayBack>,
-        writable_side: &'static str,
-        log: LogState,
-        mut warnings: Vec<Warning>,
-    ) -> Status {
+    async fn status(&mut self, looked: Looked, mut warnings: Vec<Warning>) -> Status {
+        let Looked { sources, target, epochs, way_back, writable_side, log } = looked;
         // After a cutover there is nothing to be applied.
         warnings.extend(apply_down(&target).filter(|_| !target.open));
         warnings.extend(target.rogue.iter().map(|rogue| {
@@ -235,6 +230,16 @@ impl Gather {
         }
         tables.sort_by(|a, b| (&a.source, &a.table).cmp(&(&b.source, &b.table)));
     }
+}
+
+/// What was found at all places.
+struct Looked {
+    sources: Vec<SourceState>,
+    target: TargetNow,
+    epochs: Epochs,
+    way_back: Option<WayBack>,
+    writable_side: &'static str,
+    log: LogState,
 }
 
 /// Whether nobody applies, and why.
@@ -412,8 +417,10 @@ fn warn_of_slot(
         return;
     };
     if slot.wal_status == "lost" {
-        let text =
-            format!("the slot of {:?} can no longer serve: the source has removed WAL that it needs", source.name);
+        let text = format!(
+            "the slot of {:?} can no longer serve: the source has removed WAL that it needs: `crossfade recopy` copies everything anew",
+            source.name
+        );
         warnings.push(Warning::new("slot_lost", text));
     }
     let kept = u64::try_from(slot.wal_kept).unwrap_or_default();

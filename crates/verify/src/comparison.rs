@@ -21,6 +21,9 @@ use crate::sums::Hash;
 use crate::touched::Touched;
 use crate::{Difference, Job, Options, Watch};
 
+/// How long it is waited for a lock that the application holds while tables are divided, in milliseconds; then that is told, and tried again.
+const LOCK: u64 = 5_000;
+
 /// What a report adds up over the fences.
 #[derive(Default)]
 pub(crate) struct Totals {
@@ -107,6 +110,7 @@ impl<'a> Comparison<'a> {
     ) -> Result<Vec<TableReport>, VerifyError> {
         let (name, notes) = (source.name.as_str(), self.notes.session().await?);
         let session = pg::connect_read_only(endpoint, "verify").await?;
+        session.batch_execute(&format!("SET lock_timeout = {LOCK}")).await?;
         let loaded = pair::load(&session, &notes, source, only).await?;
         let mut why: BTreeMap<TableName, String> = loaded.inconclusive.into_iter().collect();
         let pairs: Vec<Arc<Pair>> = loaded.pairs.into_iter().map(Arc::new).collect();
@@ -212,10 +216,14 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// Puts what the target held into the log, by way of the source: whoever replays it can compare.
+    /// Puts what the target held into the log, by way of the source: whoever replays it can compare. What was written at the target after a cutover is in another log, and
+    /// no replay of this one is equal from there on: it is not said then.
     async fn say(&self, origin: &Origin<'_>, pairs: &[Arc<Pair>]) -> Result<(), VerifyError> {
-        let session = pg::connect(origin.endpoint, "verify").await?;
         let notes = self.notes.session().await?;
+        if state::was_cut_over(&notes).await? {
+            return Ok(());
+        }
+        let session = pg::connect(origin.endpoint, "verify").await?;
         let held = state::held(&notes, self.id, origin.name).await?;
         for data in recorded::messages(&held, pairs, origin.hash, &origin.hash.probe(&notes).await?) {
             let marker = Marker { data, ..Marker::new(&origin.nonce, MarkerKind::Verified, self.id) };

@@ -52,9 +52,9 @@ impl From<capture::CaptureError> for VerifyError {
 }
 
 impl VerifyError {
-    /// The victim of a deadlock.
-    pub fn deadlock(&self) -> bool {
-        matches!(self, VerifyError::Pg(error) if error.sqlstate() == Some("40P01"))
+    /// Somebody's locks were in the way: it was the victim of a deadlock, or has waited for long enough.
+    pub fn locked_out(&self) -> bool {
+        matches!(self, VerifyError::Pg(error) if matches!(error.sqlstate(), Some("40P01" | "55P03")))
     }
 
     /// Whether trying again, after a while, can help.

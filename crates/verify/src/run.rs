@@ -39,7 +39,7 @@ pub struct Options {
     pub mask: bool,
 }
 
-/// How often a comparison goes on that was the victim of a deadlock: it waits for locks behind the application's sessions, and any of those that wait may be chosen.
+/// How often a comparison goes on that locks of the application were in the way of: it waits behind the application's sessions, and any of those that wait may be a deadlock's victim.
 const TRIES: u32 = 10;
 
 /// Who is told of a comparison while it is under way.
@@ -99,7 +99,7 @@ async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Repo
         tables.extend(loop {
             match comparison.source(source, endpoint, &named).await {
                 // Of the application's; what is done is noted, and not done again.
-                Err(error) if error.deadlock() && tries < TRIES => {
+                Err(error) if error.locked_out() && tries < TRIES => {
                     tries += 1;
                     tracing::info!(source = source.name, "once more: {error}");
                 }

@@ -416,6 +416,15 @@ pub(crate) struct HeldPart {
     pub equal: bool,
 }
 
+/// Whether a cutover of this plan was ever decided.
+pub(crate) async fn was_cut_over(session: &Session) -> Result<bool, VerifyError> {
+    if !session.query_one("SELECT to_regclass('crossfade.journal') IS NOT NULL", &[]).await?.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let query = "SELECT EXISTS (SELECT FROM crossfade.journal WHERE state IN ('committed', 'routed', 'reversing'))";
+    Ok(session.query_one(query, &[]).await?.get(0))
+}
+
 /// What the target held, by table and part, of parts that were compared whole.
 pub(crate) async fn held(session: &Session, id: &str, source: &str) -> Result<Vec<HeldPart>, VerifyError> {
     let rows = session

@@ -12,6 +12,7 @@ pub(super) async fn look(session: &Session, needed: Needed<'_>) -> Result<Vec<Fi
     let mut findings: Vec<Finding> = empty(session, needed).await?.into_iter().collect();
     findings.extend(schemas(session, needed).await?);
     findings.extend(roles(session, needed).await?);
+    findings.extend(owned(session, needed).await?);
     findings.extend(extensions(session, needed.extensions).await?);
     Ok(findings)
 }
@@ -40,7 +41,7 @@ async fn empty(session: &Session, needed: Needed<'_>) -> Result<Option<Finding>,
         format!("the target ({})", session.place()),
         format!("it already has what `clone` would create: {}", list(&found)),
         format!(
-            "if nobody needs them, DROP TABLE {drop}; else use an empty database, or say [target] schema = \"exists\""
+            "if the application writes there, because this plan was completed after a cutover, there is nothing to run; if nobody needs them, DROP TABLE {drop}; else use an empty database, or say [target] schema = \"exists\""
         ),
     )))
 }
@@ -100,6 +101,34 @@ async fn roles(session: &Session, needed: Needed<'_>) -> Result<Vec<Finding>, Ap
             }
             let why = format!("it owns objects at the source, and role {me} is no member of it on the target, so it cannot be made their owner");
             Finding::blocker(Code::PrivilegeMissing, what, why, format!("GRANT {role} TO {};", quote::ident(me)))
+        })
+        .collect())
+}
+
+/// Who is made the owner of something has to be allowed to create it there, unless a superuser says so.
+async fn owned(session: &Session, needed: Needed<'_>) -> Result<Vec<Finding>, ApplyError> {
+    let (owners, schemas): (Vec<&str>, Vec<&str>) =
+        needed.owned.iter().map(|(owner, schema)| (owner.as_str(), schema.as_str())).unzip();
+    let rows = session
+        .query(
+            "SELECT w.owner, w.schema FROM unnest($1::text[], $2::text[]) w(owner, schema)
+               JOIN pg_roles r ON r.rolname = w.owner JOIN pg_namespace n ON n.nspname = w.schema
+              WHERE r.rolname <> current_user AND NOT has_schema_privilege(r.oid, n.oid, 'CREATE')
+                AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) ORDER BY 1, 2",
+            &[&owners, &schemas],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let (owner, schema): (&str, &str) = (row.get(0), row.get(1));
+            let next = format!("GRANT CREATE ON SCHEMA {} TO {};", quote::ident(schema), quote::ident(owner));
+            Finding::blocker(
+                Code::PrivilegeMissing,
+                format!("schema {schema} of the target"),
+                format!("role {owner} owns objects in it at the source, and may not create any here, so it cannot be made their owner"),
+                next,
+            )
         })
         .collect())
 }

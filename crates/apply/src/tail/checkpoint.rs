@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
-use model::{Lsn, Seq};
+use log::LogError;
+use model::{Lsn, MarkerKind, Seq};
 use pg::Session;
 
 use crate::ApplyError;
@@ -44,4 +45,76 @@ pub(super) async fn load(session: &Session) -> Result<BTreeMap<String, Checkpoin
             (row.get(0), Checkpoint { lsn, seq, begin, join_marker: row.get(3) })
         })
         .collect())
+}
+
+/// Moves it on from where this process left it.
+pub(super) async fn advance(
+    session: &Session,
+    source: &str,
+    advance: &Advance,
+    checkpoints: &mut BTreeMap<String, Checkpoint>,
+    partial: bool,
+) -> Result<(), ApplyError> {
+    let Some(checkpoint) = checkpoints.get_mut(source) else { return Ok(()) };
+    if advance.transactions == 0 && partial {
+        // Nothing is complete yet; the rows are counted all the same.
+        session
+            .execute(
+                "UPDATE crossfade.checkpoint SET rows = rows + $2 WHERE source = $1::text",
+                &[&source, &advance.rows],
+            )
+            .await?;
+        return Ok(());
+    }
+    let moved = session
+        .execute(
+            "UPDATE crossfade.checkpoint SET lsn = '0/0'::pg_lsn + $3::int8::numeric, seq = $4, transactions = transactions + $6, rows = rows + $7,
+                    commit_time = to_timestamp($5::int8 / 1000000) + make_interval(secs => ($5::int8 % 1000000) / 1000000.0::float8),
+                    applied_at = clock_timestamp()
+              WHERE source = $1::text AND lsn = '0/0'::pg_lsn + $2::int8::numeric AND seq = $8",
+            &[
+                &source,
+                &(checkpoint.lsn.0 as i64),
+                &(advance.lsn.0 as i64),
+                &(advance.seq.0 as i64),
+                &advance.commit_time,
+                &advance.transactions,
+                &advance.rows,
+                &(checkpoint.seq.0 as i64),
+            ],
+        )
+        .await?;
+    if moved != 1 {
+        let why =
+            format!("the checkpoint of source {source:?} is not at {}, where this process left it", checkpoint.lsn);
+        return Err(LogError::Unavailable(why).into());
+    }
+    checkpoint.lsn = advance.lsn;
+    checkpoint.seq = advance.seq;
+    Ok(())
+}
+
+/// Notes a marker that was reached.
+pub(super) async fn reached(
+    session: &Session,
+    source: &str,
+    lsn: Lsn,
+    id: &str,
+    kind: MarkerKind,
+) -> Result<(), ApplyError> {
+    session
+        .execute(
+            "INSERT INTO crossfade.marker (source, id, lsn) VALUES ($1::text, $2::text, '0/0'::pg_lsn + $3::int8::numeric) ON CONFLICT DO NOTHING",
+            &[&source, &id, &(lsn.0 as i64)],
+        )
+        .await?;
+    if kind == MarkerKind::Joined {
+        session
+            .execute(
+                "UPDATE crossfade.checkpoint SET joined = true WHERE source = $1::text AND join_marker = $2::text",
+                &[&source, &id],
+            )
+            .await?;
+    }
+    Ok(())
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use model::Identity;
 use pg::Session;
 use pg::catalog::{self, Table};
@@ -14,6 +16,8 @@ pub struct Needs {
     pub tables: Vec<Table>,
     /// Roles that own something.
     pub owners: Vec<String>,
+    /// Who owns something in which schema.
+    pub owned: Vec<(String, String)>,
     /// Roles that something is granted to.
     pub grantees: Vec<String>,
     /// Extensions.
@@ -31,23 +35,33 @@ dumped AS (
   SELECT o.* FROM object o JOIN pg_namespace n ON n.oid = o.schema
    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'crossfade') AND n.nspname !~ '^pg_(toast|temp)'
      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e'))
-SELECT coalesce(array_agg(DISTINCT r.rolname::text) FILTER (WHERE owns), '{}'), coalesce(array_agg(DISTINCT r.rolname::text) FILTER (WHERE NOT owns), '{}')
-  FROM (SELECT owner AS role, true AS owns FROM dumped UNION ALL SELECT (aclexplode(acl)).grantee, false FROM dumped) x
-  JOIN pg_roles r ON r.oid = x.role WHERE r.rolname !~ '^pg_'";
+SELECT r.rolname::text, x.owns, CASE WHEN x.owns AND x.class <> 'pg_namespace'::regclass THEN n.nspname::text END
+  FROM (SELECT owner AS role, true AS owns, schema, class FROM dumped UNION SELECT (aclexplode(acl)).grantee, false, schema, class FROM dumped) x
+  JOIN pg_roles r ON r.oid = x.role JOIN pg_namespace n ON n.oid = x.schema WHERE r.rolname !~ '^pg_'";
 
 /// Reads from the source what the target will need.
 ///
 /// # Errors
 /// The source cannot be asked.
 pub async fn needs(source: &Source, session: &Session) -> Result<Needs, CaptureError> {
-    let objects = session.query_one(OBJECTS, &[]).await?;
+    let (mut owners, mut grantees, mut owned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for row in session.query(OBJECTS, &[]).await? {
+        let role: String = row.get(0);
+        owned.extend(row.get::<_, Option<String>>(2).map(|schema| (role.clone(), schema)));
+        if row.get(1) {
+            owners.insert(role)
+        } else {
+            grantees.insert(role)
+        };
+    }
     let extensions =
         session.query("SELECT extname::text FROM pg_extension WHERE extname <> 'plpgsql' ORDER BY 1", &[]).await?;
     Ok(Needs {
         identity: catalog::identity(session).await?,
         tables: select::tables(session, source).await?,
-        owners: objects.get(0),
-        grantees: objects.get(1),
+        owners: owners.into_iter().collect(),
+        owned: owned.into_iter().collect(),
+        grantees: grantees.into_iter().collect(),
         extensions: extensions.iter().map(|row| row.get(0)).collect(),
     })
 }

@@ -42,6 +42,12 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
         Some(_) if yes => Some(wiring::open_log(&plan).await?),
         log => log,
     };
+    // While it is known which side the application writes to.
+    let mut archive = Vec::new();
+    for (source, (_, session)) in plan.sources.iter().zip(&sources) {
+        archive.extend(cutover::archive(&plan, source, session, &target).await?);
+    }
+    let stands = cutover::stands(sources.iter().map(|(_, session)| session), &target).await?;
     // The source first: it is what the WAL is kept back at.
     let mut found = Vec::new();
     for (name, session) in &sources {
@@ -49,7 +55,7 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
         let removed = apply::remove_origins(session, &plan.name, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
-        let removed = cutover::remove(session, &plan.name, name, yes).await?;
+        let removed = cutover::remove(session, &plan, name, stands, yes).await?;
         found.extend(removed.iter().map(|removal| entry(&format!("source {name}"), &removal.to_string())));
     }
     let back = plan.back();
@@ -57,6 +63,8 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
         let removed = capture::remove(&target, &plan.name, &source.name, yes).await?;
         found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     }
+    let removed = cutover::open_target(&target, &plan, stands, yes).await?;
+    found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     let removed = apply::remove(&target, &plan.name, yes).await?;
     found.extend(removed.iter().map(|removal| entry("target", &removal.to_string())));
     if let Some(log) = log {
@@ -66,11 +74,11 @@ pub(crate) async fn run(plan: Arc<Plan>, yes: bool, output: Output) -> Result<u8
         }
         found.extend(streams(&plan, &*log, &identity(&target).await?, yes).await?);
     }
-    let document = json!({ "plan": plan.name, "removed": yes, "found": found, "running": live });
+    let document = json!({ "plan": plan.name, "removed": yes, "found": found, "running": live, "archive": archive });
     if output.json {
         output.print(&document);
     } else {
-        output.text(&text(&found, &live, yes));
+        output.text(&text(&found, &live, &archive, yes));
     }
     if yes {
         report::keep(&plan, "complete", &document);
@@ -165,16 +173,21 @@ async fn streams(plan: &Plan, log: &dyn Log, target: &Identity, yes: bool) -> Re
     Ok(found)
 }
 
-fn text(found: &[Value], live: &[String], yes: bool) -> String {
+fn text(found: &[Value], live: &[String], archive: &[String], yes: bool) -> String {
     let line = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let mut text: String =
         found.iter().map(|entry| format!("{:<14} {}\n", line(entry, "where"), line(entry, "what"))).collect();
     for process in live {
         text += &format!("running: {process}; stop it first\n");
     }
-    text + match (found.is_empty(), yes) {
+    text += match (found.is_empty(), yes) {
         (true, _) => "nothing of this plan is left\n",
         (false, true) => "removed; the application's tables are as they were\n",
         (false, false) => "`crossfade complete --yes` removes this, and no table of the application\n",
+    };
+    if !archive.is_empty() {
+        text += "\nThe source's tables, once nobody needs them under their names. crossfade does not run this:\n";
+        text.extend(archive.iter().map(|statement| format!("  {statement}\n")));
     }
+    text
 }

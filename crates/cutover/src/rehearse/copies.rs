@@ -25,6 +25,13 @@ pub(crate) struct Copies {
     pub join: String,
 }
 
+impl Copies {
+    /// The header as it would be if the stream began now.
+    pub fn now(&self) -> Header {
+        Header { source_identity: self.source.clone(), ..self.header.clone() }
+    }
+}
+
 /// A round of copies, as far as it has been read.
 #[derive(Default)]
 struct Round {

@@ -2,22 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use model::{Code, Identity, Problem, TableName};
+use model::{Code, Header, Identity, Problem, TableName};
 use pg::{PgError, Session};
 use plan::SchemaMode;
 
-use crate::rehearse::copies::Copies;
-
-/// Looks at the database that `--into` names.
+/// Looks at a database that is to be filled with these tables, which `option` names. `headers` tell which databases are the plan's own.
 ///
 /// # Errors
 /// Why it is refused; or it cannot be asked.
-pub(crate) async fn look(session: &Session, mode: SchemaMode, me: &Identity, copies: &[Copies]) -> Result<(), Problem> {
-    let place = format!("--into ({})", session.place());
-    for Copies { header, source, .. } in copies {
+pub(crate) async fn look(
+    session: &Session,
+    option: &str,
+    mode: SchemaMode,
+    me: &Identity,
+    headers: &[Header],
+    tables: &BTreeSet<TableName>,
+) -> Result<(), Problem> {
+    let place = format!("{option} ({})", session.place());
+    for header in headers {
         let whose = match me {
             me if *me == header.target_identity => "the plan's target".to_owned(),
-            me if me == source => format!("source {:?} of the plan", header.source),
+            me if *me == header.source_identity => format!("source {:?} of the plan", header.source),
             _ => continue,
         };
         let next = "name an empty database that nobody needs";
@@ -32,8 +37,7 @@ pub(crate) async fn look(session: &Session, mode: SchemaMode, me: &Identity, cop
             "rehearse into an empty database; one that a rehearsal has filled can be dropped and created again",
         ));
     }
-    let tables: BTreeSet<&TableName> = copies.iter().flat_map(|copies| &copies.tables).collect();
-    match there(session, mode, &tables).await.map_err(PgError::from)?.as_slice() {
+    match there(session, mode, tables).await.map_err(PgError::from)?.as_slice() {
         [] => Ok(()),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(", and {} more", rest.len()) };
@@ -50,7 +54,7 @@ pub(crate) async fn look(session: &Session, mode: SchemaMode, me: &Identity, cop
 async fn there(
     session: &Session,
     mode: SchemaMode,
-    tables: &BTreeSet<&TableName>,
+    tables: &BTreeSet<TableName>,
 ) -> Result<Vec<String>, tokio_postgres::Error> {
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();

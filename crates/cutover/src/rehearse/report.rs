@@ -2,6 +2,8 @@ use model::count;
 use serde::Serialize;
 use verify::{PartDiffers, Verdict};
 
+use crate::rehearse::drill::{self, DrillReport, Played};
+
 /// How a rehearsal came out. Its JSON is what scripts rely on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -22,6 +24,8 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// The last rehearsal of the plan; null if there was none.
     pub last: Option<Last>,
+    /// How cutover and rollback went; null without `--drill`.
+    pub drill: Option<DrillReport>,
     /// By name.
     pub sources: Vec<SourceReport>,
     /// By source and name.
@@ -31,7 +35,7 @@ pub struct Report {
 /// A step of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Phase {
-    /// `log`, `schema`, `copy`, `indexes`, `tail`, `foreign_keys`, `compare`.
+    /// `log`, `schema`, `copy`, `indexes`, `tail`, `foreign_keys`, `compare`; of a drill `follow`, `verify`, `cutover`, `verify_reversing`, `rollback`, `verify_again`.
     pub phase: &'static str,
     /// How long it took.
     pub seconds: f64,
@@ -88,6 +92,12 @@ pub struct TableReport {
 }
 
 impl Report {
+    /// Every table is equal and, if there was a drill, it passed.
+    #[must_use]
+    pub fn is_right(&self) -> bool {
+        self.verdict == Verdict::Equal && self.drill.as_ref().is_none_or(|drill| drill.outcome == Played::Passed)
+    }
+
     /// Puts the times of an earlier rehearsal beside its own; `seconds` tells how long one of its phases took.
     pub fn compare_with(&mut self, last: Last, seconds: impl Fn(&str) -> Option<f64>) {
         for phase in &mut self.phases {
@@ -115,16 +125,19 @@ pub fn text(report: &Report) -> String {
             text += &format!("             {}\n", line.replace(char::is_control, " "));
         }
     }
-    text += &format!("\n{:<14} {:>9}", "phase", "seconds");
+    text += &format!("\n{:<16} {:>9}", "phase", "seconds");
     text += if report.last.is_some() { "  last time\n" } else { "\n" };
-    for phase in &report.phases {
+    for phase in report.phases.iter().chain(report.drill.iter().flat_map(|drill| &drill.phases)) {
         let last = phase.last_seconds.map_or(String::new(), |last| format!("  {last:>9.1}"));
-        text += &format!("{:<14} {:>9.1}{last}\n", phase.phase.replace('_', " "), phase.seconds);
+        text += &format!("{:<16} {:>9.1}{last}\n", phase.phase.replace('_', " "), phase.seconds);
     }
     for source in &report.sources {
         let (transactions, rows) =
             (count(source.transactions.unsigned_abs(), "transaction"), count(source.rows.unsigned_abs(), "row"));
         text += &format!("source {}: {transactions} with {rows}, up to {}\n", source.name, source.lsn);
+    }
+    if let Some(drill) = &report.drill {
+        text += &drill::text(drill);
     }
     let last =
         report.last.as_ref().map_or(String::new(), |last| format!(", {:.1} s last time ({})", last.seconds, last.at));

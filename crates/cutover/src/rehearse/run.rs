@@ -73,7 +73,9 @@ pub async fn run(job: &Job) -> Result<Report, Problem> {
     for source in &job.plan.sources {
         copies.push(copies::read(&job.log, &job.plan.name, &source.name).await?);
     }
-    refusals::look(&session, job.plan.target.schema, &me, &copies).await?;
+    let headers: Vec<Header> = copies.iter().map(Copies::now).collect();
+    let tables = copies.iter().flat_map(|copies| copies.tables.iter().cloned()).collect();
+    refusals::look(&session, "--into", job.plan.target.schema, &me, &headers, &tables).await?;
     let origins = origins(job, copies).await?;
     info!("the log is read; filling {}", session.place());
     let mut rehearsal = Rehearsal {
@@ -293,6 +295,7 @@ impl Rehearsal<'_> {
                 phase("compare", self.compare.as_secs_f64()),
             ],
             last: None,
+            drill: None,
             sources: self.sources().await.map_err(PgError::from)?,
             tables,
         })

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::{Fence, FenceCommand};
 
 const PLAN: &str = r#"name = "shop"
 [sources.shop]
@@ -244,5 +245,23 @@ fn a_pgbouncer_that_cannot_be_led_is_refused_without_showing_its_lines() {
         let problem = parse(&format!("{PLAN}[cutover.pgbouncer]\n{}", BOUNCER.replace(from, to))).unwrap_err();
         assert!(problem.what.contains(&format!("cutover.pgbouncer.{key}")), "{problem}");
         assert!(!problem.to_string().contains("hunter2"), "{problem}");
+    }
+}
+
+#[test]
+fn what_closes_a_side_is_there_with_what_opens_it() {
+    assert_eq!(parse(PLAN).unwrap().cutover.fence, Fence::default());
+    let fence = "[cutover.fence]\nread_only = true\ncommand = \"./block.sh\"\nundo = \"./unblock.sh\"\n";
+    let plan = parse(&format!("{PLAN}{fence}")).unwrap();
+    let command = FenceCommand { close: "./block.sh".to_owned(), undo: "./unblock.sh".to_owned() };
+    assert_eq!(plan.cutover.fence, Fence { read_only: true, command: Some(command) });
+    for (from, to, key) in [
+        ("command = \"./block.sh\"\n", "", "command"),
+        ("undo = \"./unblock.sh\"\n", "", "undo"),
+        ("./unblock.sh", " ", "undo"),
+        ("true", "\"yes\"", "read_only"),
+    ] {
+        let problem = parse(&format!("{PLAN}{}", fence.replace(from, to))).unwrap_err();
+        assert!(problem.what.contains(&format!("cutover.fence.{key}")), "{problem}");
     }
 }

@@ -224,7 +224,7 @@ impl Bench {
     }
 
     fn writer(&self) -> Writer<'_> {
-        Writer { session: &self.session, prepared: Default::default(), deferred: false }
+        Writer::new(&self.session)
     }
 
     /// As the tail does it: gathered, folded, in sets where that works.

@@ -1,0 +1,186 @@
+//! Tables whose rows can be made from the changed rows alone.
+
+use std::collections::BTreeSet;
+
+use model::quote;
+
+use crate::catalog::{Side, SourceTable, Table};
+use crate::compile::{Step, Subject};
+use crate::derived::WhenMissing;
+use crate::query::{Block, Body, Distinct, Expr, From, Item};
+use crate::write::{equal, upsert};
+
+/// How a streamed table's rows are made: projection and filter run over the batch itself.
+#[derive(Clone, Debug)]
+pub struct Streamed {
+    /// Why nothing more is needed.
+    pub reason: String,
+    /// The table whose rows it is made of.
+    pub source: SourceTable,
+    /// The columns of its rows.
+    pub columns: Vec<StreamedColumn>,
+    /// The condition under which a changed row, called `r`, has a row in the target.
+    pub filter: Option<String>,
+    /// Run in this order once the changed rows lie in their temp tables. Of old rows only the replica identity is read. An
+    /// update that leaves an out-of-line value alone arrives without it. Its row is in the target, under the old key: such rows
+    /// want their other columns, key included, updated alone; `columns` says what each is made of.
+    pub steps: Vec<Step>,
+}
+
+/// A column of a streamed table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamedColumn {
+    /// Its name in the target.
+    pub name: String,
+    /// Its value, of a changed row called `r`.
+    pub sql: String,
+    /// The columns of the changed row that it reads.
+    pub reads: Vec<String>,
+    /// Whether it is of the key, and so made of the replica identity.
+    pub is_key: bool,
+}
+
+/// The table as a streamed one, or the reason why it has to be maintained.
+pub(crate) fn streamed(subject: &Subject<'_>) -> Result<Streamed, String> {
+    let (block, item, table) = one_table(subject)?;
+    let derived = subject.derived;
+    let unit: BTreeSet<&String> = derived.unit().iter().collect();
+    if derived.key.is_empty() || unit != derived.key.iter().collect() {
+        return Err("its unit is not its key".to_owned());
+    }
+    if table.identity.is_empty() {
+        return Err(format!("{} has no replica identity", table.name));
+    }
+    let mut covered = BTreeSet::new();
+    for target in block.targets.iter().filter(|target| derived.key.contains(&target.name)) {
+        covered.extend(identity(&target.expr, table).ok_or_else(|| {
+            format!("key column {} is not a column of the replica identity, or crossfade_id of one", target.name)
+        })?);
+    }
+    if let Some(missing) = table.identity.iter().find(|column| !covered.contains(*column)) {
+        return Err(format!("the key leaves out {missing} of the replica identity"));
+    }
+    let apart = |name: &&String| {
+        !table.full
+            && table.columns.iter().any(|column| column.name == **name && column.toastable)
+            && !table.identity.contains(name)
+    };
+    // A row that the target does not have, or that stays there under its old key, cannot be made without all its values.
+    if !block.filter.is_empty() || derived.when_missing == WhenMissing::Keep {
+        let all: Vec<String> = block.targets.iter().flat_map(|target| reads(&target.expr)).collect();
+        if let Some(column) = all.iter().find(apart) {
+            return Err(format!(
+                "an update may leave out {column}, and may be the first to bring its row into the target; with REPLICA \
+                 IDENTITY FULL it would be known"
+            ));
+        }
+    }
+    let parts = block.filter.iter().map(|expr| ("WHERE".to_owned(), expr, 1));
+    let parts = parts.chain(block.targets.iter().map(|target| (format!("column {}", target.name), &target.expr, 2)));
+    for (what, expr, few) in parts {
+        let reads = reads(expr);
+        if let Some(column) = reads.iter().find(apart).filter(|_| reads.len() >= few) {
+            return Err(format!(
+                "{what} reads {column}, whose values an update may leave out, and has to be known with others"
+            ));
+        }
+    }
+    Ok(build(subject, block, item, table))
+}
+
+fn one_table<'a>(subject: &'a Subject<'_>) -> Result<(&'a Block, Item, &'a Table), String> {
+    let query = subject.query();
+    let Body::Block(block) = &query.body else { return Err("it is a set operation or VALUES".to_owned()) };
+    let [From::Table { item, table, .. }] = block.from.as_slice() else {
+        return Err(match block.from.as_slice() {
+            [] => "it reads no table",
+            [From::Query { .. }] => "it has a subquery",
+            [From::Function { .. }] => "it calls a function in FROM",
+            _ => "it has a join",
+        }
+        .to_owned());
+    };
+    let any = |is: fn(&Expr) -> bool| {
+        let mut found = false;
+        block.each_own(&mut |expr| found |= is(expr));
+        found
+    };
+    let reason = if block.distinct != Distinct::None {
+        "it has DISTINCT"
+    } else if !block.group.is_empty() || block.having.is_some() || any(Expr::has_aggregate) {
+        "it has an aggregate or GROUP BY"
+    } else if any(Expr::has_window) {
+        "it has a window function"
+    } else if any(Expr::has_sublink) {
+        "it has a subquery"
+    } else if any(Expr::returns_set) {
+        "it has a function that returns a set"
+    } else if query.is_limited() {
+        "it has LIMIT or OFFSET"
+    } else {
+        return Ok((block, *item, &subject.catalog.tables[*table]));
+    };
+    Err(reason.to_owned())
+}
+
+/// The columns of the replica identity that a key column stands for, one row for one: as they are, or as new ids.
+fn identity(expr: &Expr, table: &Table) -> Option<BTreeSet<String>> {
+    let whole = match expr {
+        Expr::Column(..) => true,
+        Expr::Call(call) => call.name == "crossfade_id" && reads(expr).len() == 1,
+        _ => false,
+    };
+    let reads = reads(expr);
+    (whole && reads.iter().all(|name| table.identity.contains(name))).then(|| reads.into_iter().collect())
+}
+
+fn reads(expr: &Expr) -> Vec<String> {
+    expr.columns().into_iter().map(|(_, name)| name).collect()
+}
+
+fn build(subject: &Subject<'_>, block: &Block, item: Item, table: &Table) -> Streamed {
+    let derived = subject.derived;
+    let places = subject.places;
+    let mut aliases = crate::print::Aliases::default();
+    // All of it speaks of one row, called `r`; its number in the query stays.
+    for _ in 0..item {
+        aliases.add("");
+    }
+    aliases.add("r");
+    let printer = crate::print::Printer { aliases: &aliases, table: &|_, _| String::new() };
+    let columns: Vec<StreamedColumn> = block
+        .targets
+        .iter()
+        .map(|target| StreamedColumn {
+            name: target.name.clone(),
+            sql: printer.expr(&target.expr),
+            reads: reads(&target.expr),
+            is_key: derived.key.contains(&target.name),
+        })
+        .collect();
+    let filter = (!block.filter.is_empty())
+        .then(|| block.filter.iter().map(|expr| printer.expr(expr)).collect::<Vec<_>>().join(" AND "));
+    let select = |side: Side, key: bool| {
+        let chosen = columns.iter().filter(|column| column.is_key || !key);
+        let list: Vec<String> =
+            chosen.map(|column| format!("{} AS {}", column.sql, quote::ident(&column.name))).collect();
+        let filter =
+            filter.as_ref().filter(|_| side == Side::New).map_or(String::new(), |filter| format!(" WHERE {filter}"));
+        format!("(SELECT {} FROM {} AS r{filter})", list.join(", "), places.changed(&table.name, side).quoted())
+    };
+    let delete = format!(
+        "DELETE FROM {} AS t USING {} AS o WHERE {} AND NOT EXISTS (SELECT FROM {} AS n WHERE {})",
+        derived.into.quoted(),
+        select(Side::Old, true),
+        equal("t", "o", &derived.key),
+        select(Side::New, true),
+        equal("n", "o", &derived.key),
+    );
+    let mut steps = Vec::new();
+    if derived.when_missing == WhenMissing::Delete {
+        steps.push(Step { tables: vec![table.name.clone()], sql: delete });
+    }
+    steps.push(Step { tables: vec![table.name.clone()], sql: upsert(subject, &select(Side::New, false)) });
+    let reason = "each row comes of one row of one table, and its key of that row's replica identity".to_owned();
+    Streamed { reason, source: table.name.clone(), columns, filter, steps }
+}
