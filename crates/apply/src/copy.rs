@@ -42,7 +42,7 @@ pub(crate) async fn work(job: Arc<Job>, stop: CancellationToken) -> Result<(), A
             Some(writer) => writer,
             none => none.insert(session::writer(&job, "apply copy").await?),
         };
-        if claim(&job, writer).await? || schema::build_one(writer).await? {
+        if is_left(writer).await? && (claim(&job, writer).await? || schema::build_one(writer).await?) {
             continue;
         }
         tokio::select! {
@@ -52,6 +52,13 @@ pub(crate) async fn work(job: Arc<Job>, stop: CancellationToken) -> Result<(), A
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// Whether chunks or indexes are left to anybody. Cheap, as workers go on asking for as long as the migration lasts.
+async fn is_left(session: &Session) -> Result<bool, ApplyError> {
+    let query = "SELECT EXISTS (SELECT FROM crossfade.copied WHERE worker IS NULL)
+                     OR EXISTS (SELECT FROM crossfade.schema_item WHERE stage = 'table' AND done_at IS NULL)";
+    Ok(session.query_one(query, &[]).await?.get(0))
 }
 
 /// Copies some chunks, in one transaction with their lines in the ledger. Says whether there were any.

@@ -127,24 +127,36 @@ async fn execute(session: &Session, item: &Item) -> Result<(), ApplyError> {
 /// What no copy worker builds: keys of partitioned tables, which have no copy of their own, and then what stands on no single table:
 /// attaching a partition's index to its root's, and the like. Run before the tail starts.
 pub(crate) async fn finals(session: &Session, lease: Lease) -> Result<(), ApplyError> {
-    let mut items: Vec<Item> =
-        waiting(session, "table").await?.into_iter().filter(|item| item.kind != "ANALYZE").collect();
-    items.extend(waiting(session, "final").await?);
-    for item in items {
-        lease.begin(session).await?;
-        execute(session, &item).await?;
-        model::failpoint!("final_built");
-        session.batch_execute("COMMIT").await?;
-        model::failpoint!("final_committed");
+    for (_, item) in waiting(session, &["table", "final"], "true").await? {
+        last(session, lease, &item).await?;
     }
     Ok(())
 }
 
-async fn waiting(session: &Session, stage: &str) -> Result<Vec<Item>, ApplyError> {
+async fn last(session: &Session, lease: Lease, item: &Item) -> Result<(), ApplyError> {
+    lease.begin(session).await?;
+    // A copy worker may be at it, or have done it since.
+    let open = "SELECT FROM crossfade.schema_item WHERE id = $1 AND done_at IS NULL FOR UPDATE";
+    if session.query_opt(open, &[&item.id]).await?.is_none() {
+        session.batch_execute("ROLLBACK").await?;
+        return Ok(());
+    }
+    execute(session, item).await?;
+    model::failpoint!("final_built");
+    session.batch_execute("COMMIT").await?;
+    model::failpoint!("final_committed");
+    Ok(())
+}
+
+/// The entries of these stages that are still to be run, one stage after the other, if `condition` holds. All by one statement: what is
+/// added meanwhile is seen whole, or not at all.
+async fn waiting(session: &Session, stages: &[&str], condition: &str) -> Result<Vec<(String, Item)>, ApplyError> {
     let query = format!(
-        "SELECT {ITEM} FROM crossfade.schema_item i WHERE i.stage = $1::text AND i.done_at IS NULL ORDER BY i.id"
+        "SELECT {ITEM}, i.stage FROM crossfade.schema_item i
+          WHERE i.stage = ANY ($1::text[]) AND i.kind <> 'ANALYZE' AND i.done_at IS NULL AND {condition}
+          ORDER BY array_position($1::text[], i.stage), i.id"
     );
-    Ok(session.query(&query, &[&stage]).await?.iter().map(item).collect())
+    Ok(session.query(&query, &[&stages]).await?.iter().map(|row| (row.get(6), item(row))).collect())
 }
 
 /// How often it is looked whether copy and tail are joined.
@@ -157,17 +169,14 @@ pub(crate) async fn finish(job: &Job, lease: Lease) -> Result<(), ApplyError> {
     }
     let session = pg::connect(&job.endpoint, "apply schema").await?;
     session.batch_execute("SET client_min_messages = warning; SET synchronous_commit = off").await?;
+    // A table that is added while the tail runs comes with its entries and takes this back, in one transaction.
+    let joined = "(SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint)";
     loop {
-        let joined: bool =
-            session.query_one("SELECT coalesce(bool_and(joined), false) FROM crossfade.checkpoint", &[]).await?.get(0);
-        if joined {
-            // Of tables that were added while the tail runs.
-            finals(&session, lease).await?;
-            for item in waiting(&session, "foreign").await? {
-                foreign(&session, lease, &item).await?;
-            }
-            for item in waiting(&session, "trigger").await? {
-                trigger(&session, lease, &item).await?;
+        for (stage, item) in waiting(&session, &["table", "final", "foreign", "trigger"], joined).await? {
+            match stage.as_str() {
+                "foreign" => foreign(&session, lease, &item).await?,
+                "trigger" => trigger(&session, lease, &item).await?,
+                _ => last(&session, lease, &item).await?,
             }
         }
         tokio::time::sleep(LOOK).await;
