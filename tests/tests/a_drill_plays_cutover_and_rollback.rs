@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use crossfade_tests::follow::following;
+use crossfade_tests::follow::{captured_back, following};
 use crossfade_tests::mixed::{self, Writers};
 use crossfade_tests::{Cluster, Crossfade, Finished, Shutdown, World, compare, until};
 use serde_json::Value;
@@ -120,6 +120,7 @@ async fn between_two_servers_with_tables_that_are_there() -> Result<()> {
     let mut run = following(&crossfade).await?;
     world.at_source("UPDATE t SET n = -n WHERE id = 7")?;
     verified(&crossfade).await?;
+    captured_back(&world).await?;
     let live = made(&world.target, "app")?;
     for (number, last) in [(1, false), (2, true)] {
         let (into, source) = (format!("into_{number}"), format!("played_{number}"));
