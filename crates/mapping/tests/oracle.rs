@@ -15,7 +15,7 @@ use support::server::{Server, Session};
 use support::world::{World, catalog, create, load};
 
 /// Queries in a run; four transactions each.
-const CASES: u64 = 240;
+const CASES: u64 = 2000;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
