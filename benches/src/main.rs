@@ -6,6 +6,7 @@
 //! - [`lag`]: how far behind at 1,000 transactions/s
 //! - [`verify`]: against what somebody would type, and beside a load
 //! - [`rehearse`]: the log once more, against the live run
+//! - [`derived`]: one changed row over large mirrors, against small ones; a streamed table, against one that goes over as it is
 //! - [`report`]: the table, and `benches/results/latest.json`
 //!
 //! `BENCH_RUNS` (default 5) alternating runs; the median counts.
@@ -14,6 +15,7 @@
 
 mod bounds;
 mod copy;
+mod derived;
 mod drain;
 mod lag;
 mod rehearse;
@@ -48,9 +50,10 @@ async fn main() -> ExitCode {
             ["follow"] => followed().await,
             ["verify"] => verified().await,
             ["rehearse"] => rehearsed().await,
+            ["derived"] => derived_alone().await,
             ["bounds"] => bounded(None).await,
             ["bounds", case] => bounded(Some(case)).await,
-            _ => bail!("usage: crossfade-benches [follow | verify | rehearse | bounds [case]]"),
+            _ => bail!("usage: crossfade-benches [follow | verify | rehearse | derived | bounds [case]]"),
         }
     };
     // Servers and folders go away with the future that owns them, also when a person gives up.
@@ -74,6 +77,7 @@ async fn compared() -> Result<bool> {
     let mut report = follow(runs).await?;
     report.entries.extend(verify_entries(runs).await?);
     report.entries.push(rehearse_entry().await?);
+    report.entries.extend(derived_entries(runs).await?);
     report.write()?;
     println!("{report}");
     Ok(report.within_bounds())
@@ -98,6 +102,22 @@ async fn rehearsed() -> Result<bool> {
     let report = Report { entries: vec![rehearse_entry().await?], growing: false };
     println!("{report}");
     Ok(report.within_bounds())
+}
+
+/// What belongs to derived tables alone.
+async fn derived_alone() -> Result<bool> {
+    let report = Report { entries: derived_entries(runs()?).await?, growing: false };
+    println!("{report}");
+    Ok(report.within_bounds())
+}
+
+async fn derived_entries(runs: usize) -> Result<Vec<Entry>> {
+    let entry = |cost: &derived::Cost| Entry::ratio(cost.of, "small mirrors", &cost.large, &cost.small, 2.0, cost.rss);
+    let mut entries: Vec<Entry> = derived::measure().await?.iter().map(entry).collect();
+    let derived::Streamed { copy, drain, rss } = derived::streamed(runs).await?;
+    entries.push(Entry::ratio("copy, streamed", "as it is", &copy[0], &copy[1], 1.3, rss));
+    entries.push(Entry::ratio("drain, streamed", "as it is", &drain[0], &drain[1], 1.3, rss));
+    Ok(entries)
 }
 
 async fn rehearse_entry() -> Result<Entry> {

@@ -16,6 +16,7 @@ pub struct PlanFile {
     target: String,
     schema: &'static str,
     identity: Vec<(String, &'static str)>,
+    top: String,
     extra: String,
     env: Vec<(String, String)>,
 }
@@ -31,6 +32,7 @@ impl PlanFile {
             target: target.into(),
             schema: "clone",
             identity: Vec::new(),
+            top: String::new(),
             extra: String::new(),
             env: Vec::new(),
         }
@@ -73,6 +75,13 @@ impl PlanFile {
         self
     }
 
+    /// More lines in front of all sections.
+    pub fn top(mut self, toml: &str) -> Self {
+        self.top += toml;
+        self.top.push('\n');
+        self
+    }
+
     /// More sections, as they are.
     pub fn section(mut self, toml: &str) -> Self {
         self.extra += toml;
@@ -99,7 +108,7 @@ impl PlanFile {
     }
 
     fn text(&self, state: &Path) -> Result<String> {
-        let mut text = format!("name = {}\n", quoted(&self.name));
+        let mut text = format!("name = {}\n{}", quoted(&self.name), self.top);
         for (name, url, tables) in &self.sources {
             let tables: Vec<String> = tables.iter().map(|pattern| quoted(pattern)).collect();
             writeln!(text, "\n[sources.{name}]\n{}\ntables = [{}]", url_line(url), tables.join(", "))?;

@@ -100,6 +100,30 @@ async fn an_attached_partition_that_the_tail_does_not_tell_is_joined_by_the_next
     run.stop().await
 }
 
+/// The same where a query reads the partitioned table, and was filled before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_partition_reaches_a_derived_table() -> Result<()> {
+    let world = World::embedded()?;
+    world.at_source(SCHEMA)?;
+    world.at_target("CREATE TABLE parts (id integer PRIMARY KEY, v text)")?;
+    let derived = "[[table]]\ninto = \"public.parts\"\nkey = [\"id\"]\nsql = \"SELECT id, v FROM shop.public.parted\"";
+    let plan = world.plan().target_exists().tables(&["public.*"]).top("ignore = [\"public.t\"]").section(derived);
+    let crossfade = Crossfade::new(&plan)?;
+    let mut run = follow::following(&crossfade).await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    let target = world.target.client("app").await?;
+    let rows = |count: i64| {
+        let target = &target;
+        move || async move { Ok(target.query_opt("SELECT 1 FROM parts HAVING count(*) = $1", &[&count]).await?) }
+    };
+    until("the first partition's row", MINUTE, rows(1)).await?;
+    run.stop().await?;
+    world.at_source("ALTER TABLE parted ATTACH PARTITION side.high FOR VALUES FROM (100) TO (200); INSERT INTO parted VALUES (160, 'new')")?;
+    let mut run = crossfade.start(&["run"])?;
+    until("the attached partition's rows", MINUTE, rows(3)).await?;
+    run.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_written_anew_and_a_new_one_and_no_truncate() -> Result<()> {
     let (world, crossfade) = followed().await?;

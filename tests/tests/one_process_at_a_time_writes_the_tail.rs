@@ -169,7 +169,7 @@ async fn what_a_replaced_capture_says_of_its_copies_is_void() -> Result<()> {
     let mut run = follow::following(&crossfade).await?;
     let table = TableName::new("public", "journal");
     let writer = "replaced".to_owned();
-    let column = CopyColumn { name: "what".into(), type_name: "text".into() };
+    let column = CopyColumn { name: "what".into(), type_name: "text".into(), not_null: false };
     let begin = TableBegin {
         table: table.clone(),
         epoch: 2,
@@ -182,6 +182,8 @@ async fn what_a_replaced_capture_says_of_its_copies_is_void() -> Result<()> {
         bytes_estimated: 0,
         marker: "2 public.journal".into(),
         writer: writer.clone(),
+        full: false,
+        heirs: false,
     };
     let end = TableEnd { table: table.clone(), epoch: 2, chunks: 0, rows: 0, writer: writer.clone() };
     let done = CopyEnd { marker: "nobody emits it".into(), tables: vec![(table, 2)], writer };

@@ -24,7 +24,7 @@ pub struct BackFrom {
 /// # Errors
 /// The target.
 pub async fn back_tables(target: &Session, source: &str) -> Result<Vec<TableName>, ApplyError> {
-    let query = "SELECT DISTINCT into_schema, into_name FROM crossfade.tables WHERE source = $1::text ORDER BY 1, 2";
+    let query = "SELECT DISTINCT into_schema, into_name FROM crossfade.tables WHERE source = $1::text AND into_schema <> 'crossfade' ORDER BY 1, 2";
     let rows = target.query(query, &[&source]).await?;
     Ok(rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }
@@ -58,6 +58,8 @@ async fn note_tables(source: &Session, name: &str, tables: &[(Table, String)]) -
             bytes_estimated: table.bytes,
             marker: String::new(),
             writer: String::new(),
+            full: table.identity == model::ReplicaIdentity::Full,
+            heirs: table.heirs,
         };
         let encoded = Record::TableBegin(begin).encode();
         source

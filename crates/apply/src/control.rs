@@ -199,7 +199,7 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
                 schema::create(session, source, schema.items).await?;
             }
         }
-        Record::TableBegin(begin) => table_begin(session, source, begin).await?,
+        Record::TableBegin(begin) => table_begin(job, session, source, begin).await?,
         Record::ChunkLogged(logged) => {
             session
                 .execute(
@@ -271,13 +271,13 @@ async fn is_late(session: &Session, source: &str, record: &Record) -> Result<boo
 
 /// Before the tail runs an epoch begins at once. Afterwards it begins when the tail reaches its marker: what the tail still
 /// applies to the old rows would be lost with them. To a table whose copy is void it applies nothing.
-async fn table_begin(session: &Session, source: &str, begin: TableBegin) -> Result<(), ApplyError> {
+async fn table_begin(job: &Job, session: &Session, source: &str, begin: TableBegin) -> Result<(), ApplyError> {
     let started: bool = session
         .query_one("SELECT started FROM crossfade.checkpoint WHERE source = $1::text FOR UPDATE", &[&source])
         .await?
         .get(0);
     unjoin(session, source).await?;
-    let void = tables::announce(session, source, begin.clone()).await?;
+    let void = tables::announce(session, &job.plan, source, begin.clone()).await?;
     if !started || void {
         tables::begin(session, source, &begin.table).await?;
     }

@@ -6,6 +6,8 @@
 //!
 //! Where tables are copied again, or the tail starts anew behind a gap, [`recopy`] makes void what was there. Rows that somebody else writes to the target are [`rogue`].
 //!
+//! What the plan gives as SQL over source tables is kept current by [`derived`].
+//!
 //! The way back is the same with a plan that leads [back](plan::Plan::back): what its state in the source begins with is in [`back`].
 //!
 //! Knows nothing of the source but what the log says of it.
@@ -13,6 +15,7 @@
 mod back;
 mod control;
 mod copy;
+mod derived;
 mod error;
 mod lease;
 mod preflight;
@@ -27,8 +30,9 @@ mod tables;
 mod tail;
 
 pub use back::{BackFrom, Quiet, applied, back_begins, back_prepare, back_tables, bar, forward_again, is_barred, loud};
+pub use derived::{CompileError, Derived, Explained, Filled, Look, Statement, compile_all, derived, explain, unfilled};
 pub use error::ApplyError;
-pub use preflight::{Needed, preflight, preflight_source};
+pub use preflight::{Needed, preflight, preflight_derived, preflight_source};
 pub use remove::{Removal, live_workers, remove, remove_origins};
 pub use run::{Job, run};
 pub use session::join_in;

@@ -1,7 +1,9 @@
 //! What must be right at the target before anything is changed. Reads only.
 //!
-//! [`preflight`] looks at the server and the role, [`preflight_source`] at what a source brings: tables, roles, extensions.
+//! [`preflight`] looks at the server and the role, [`preflight_source`] at what a source brings: tables, roles, extensions, [`preflight_derived`] at the
+//! tables that are queries.
 
+mod derived;
 mod schema;
 mod tables;
 
@@ -160,7 +162,7 @@ async fn origins(plan: &Plan, session: &Session, place: &str, max: i32) -> Resul
 /// What a source's schema needs of the target, besides its tables.
 #[derive(Clone, Copy, Debug)]
 pub struct Needed<'a> {
-    /// Tables that the plan selects.
+    /// Tables that go into the target as they are.
     pub tables: &'a [Table],
     /// Roles that own something.
     pub owners: &'a [String],
@@ -170,6 +172,16 @@ pub struct Needed<'a> {
     pub grantees: &'a [String],
     /// Extensions.
     pub extensions: &'a [String],
+}
+
+/// What must be right for the plan's tables that are queries: at the target, and at the sources that they read. Asks all of them.
+///
+/// # Errors
+/// The target cannot be asked.
+pub async fn preflight_derived(plan: &Plan, session: &Session) -> Result<Vec<Finding>, ApplyError> {
+    let mut findings = derived::look(plan, session).await?;
+    findings.sort_by_key(|finding| finding.severity);
+    Ok(findings)
 }
 
 /// What must be right at the target for what a source brings. Nothing is looked for once the plan's state is there.

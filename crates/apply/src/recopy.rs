@@ -1,10 +1,11 @@
 //! Copies that are void: tables are copied again, because somebody asked for it. Their rows stay until the next epoch begins, and the tail leaves them
 //! alone until then. Everything that the tail would write to them before is in that copy.
 
-use model::{Code, Problem, TableName, TailBegin};
+use model::{Code, Problem, Record, TableName, TailBegin};
 use pg::Session;
 
 use crate::ApplyError;
+use crate::derived::home;
 
 /// Something is missing that the target needs next.
 pub(crate) fn gap(what: impl Into<String>, why: impl Into<String>) -> ApplyError {
@@ -17,6 +18,17 @@ pub(crate) async fn void(session: &Session, source: &str, tables: &[TableName]) 
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let all = tables.is_empty();
     let chosen = "source = $1::text AND ($2 OR (schema, name) IN (SELECT * FROM unnest($3::text[], $4::text[])))";
+    // What is made of them is no longer kept current with them.
+    let begins = format!(
+        "SELECT coalesce(begin, next_begin) FROM crossfade.tables WHERE {chosen} AND coalesce(begin, next_begin) IS NOT NULL"
+    );
+    let mut origins = Vec::new();
+    for row in session.query(&begins, &[&source, &all, &schemas, &names]).await? {
+        if let Record::TableBegin(begin) = crate::tables::decode(row.get(0))? {
+            origins.push(home::origin(source, &begin).to_string());
+        }
+    }
+    home::unfill(session, &origins, &format!("tables of source {source:?} are copied again")).await?;
     // The ledger first, as copy workers lock it: waits for chunks that are being written, whose rows go with the others.
     let ledger = format!("DELETE FROM crossfade.copied WHERE {chosen}");
     session.execute(&ledger, &[&source, &all, &schemas, &names]).await?;

@@ -1,15 +1,17 @@
 use std::time::Duration;
 
-use model::{Code, Problem};
+use model::{Code, Problem, TableName};
 use pg::Session;
 
-use crate::{ApplyError, back, state};
+use crate::{ApplyError, back, derived, state};
 
 /// Something that crossfade made at the target, besides the application's own schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// The schema `crossfade`.
     Schema,
+    /// An index on a table of the application's, made for a derived table.
+    Index(TableName),
     /// A replication origin.
     Origin(String),
 }
@@ -18,6 +20,7 @@ impl std::fmt::Display for Removal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Removal::Schema => f.write_str("schema crossfade"),
+            Removal::Index(name) => write!(f, "index {name}, which kept derived tables current"),
             Removal::Origin(name) => write!(f, "replication origin {name}"),
         }
     }
@@ -64,6 +67,7 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
             )
             .into());
         }
+        let indexes = derived::indexes(session).await?;
         if really {
             // One by one: dropped with the schema they would lock every table at once, behind whoever reads one. Who does not own the tables can do it with the schema only.
             match pg::fence::remove(session, &side).await {
@@ -71,9 +75,11 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
                 removed => removed?,
             }
             back::loud(session).await?;
+            derived::drop_indexes(session, &indexes).await?;
             session.batch_execute("SET client_min_messages = warning; DROP SCHEMA IF EXISTS crossfade CASCADE").await?;
             model::failpoint!("target_schema_dropped");
         }
+        found.extend(indexes.into_iter().map(Removal::Index));
         found.push(Removal::Schema);
     }
     found.extend(remove_origins(session, plan, really).await?);

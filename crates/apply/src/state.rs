@@ -115,6 +115,14 @@ DO $$ BEGIN
     END IF;
 END $$;
 
+-- Derived tables: what the plan said of each when it was filled last, and the source tables that it is made of.
+CREATE TABLE IF NOT EXISTS crossfade.derived (
+    into_schema text, into_name text,
+    declared text NOT NULL, reads text[] NOT NULL,
+    filled bool NOT NULL, why text,             -- why it is to be filled anew
+    filled_at timestamptz, at text,             -- at which commit of each source
+    PRIMARY KEY (into_schema, into_name));
+
 -- Statements that let triggers fire again which fire for apply's rows as well, and do not while it writes here.
 CREATE TABLE IF NOT EXISTS crossfade.quieted (statement text PRIMARY KEY);
 

@@ -2,33 +2,47 @@
 
 use model::{Code, Problem, Record, TableBegin, TableEnd, TableName};
 use pg::Session;
+use plan::Plan;
 use tracing::warn;
 
 use crate::ApplyError;
+use crate::derived::home;
 
 /// Notes that a table's copy has begun in the log. Says whether the one before is void.
-pub(crate) async fn announce(session: &Session, source: &str, begin: TableBegin) -> Result<bool, ApplyError> {
-    let into = into(session, &begin).await?;
+pub(crate) async fn announce(
+    session: &Session,
+    plan: &Plan,
+    source: &str,
+    begin: TableBegin,
+) -> Result<bool, ApplyError> {
+    let mirrored = home::is_mirrored(plan, source, &begin);
+    let into = if mirrored { home::mirror(session, source, &begin).await? } else { into(session, &begin).await? };
     let (schema, name, epoch) = (begin.table.schema.clone(), begin.table.name.clone(), begin.epoch as i32);
     let (rows, bytes) = (begin.rows_estimated, begin.bytes_estimated);
     let encoded = Record::TableBegin(begin).encode();
+    // Once its copy is void it may go to another place.
     let row = session
         .query_one(
-            "INSERT INTO crossfade.tables (source, schema, name, into_schema, into_name, epoch, next_epoch, next_begin, rows_estimated, bytes_estimated)
+            "INSERT INTO crossfade.tables AS t (source, schema, name, into_schema, into_name, epoch, next_epoch, next_begin, rows_estimated, bytes_estimated)
              VALUES ($1::text, $2::text, $3::text, $4::text, $5::text, 0, $6, $7, $8, $9)
              ON CONFLICT (source, schema, name) DO UPDATE SET next_epoch = excluded.next_epoch, next_begin = excluded.next_begin,
-               rows_estimated = excluded.rows_estimated, bytes_estimated = excluded.bytes_estimated, chunks = NULL, rows = NULL
+               rows_estimated = excluded.rows_estimated, bytes_estimated = excluded.bytes_estimated, chunks = NULL, rows = NULL,
+               into_schema = CASE WHEN t.epoch <= 0 THEN excluded.into_schema ELSE t.into_schema END,
+               into_name = CASE WHEN t.epoch <= 0 THEN excluded.into_name ELSE t.into_name END
              RETURNING epoch < 0",
             &[&source, &schema, &name, &into.schema, &into.name, &epoch, &&encoded[..], &rows, &bytes],
         )
         .await?;
-    enclose(session, &[into]).await?;
+    // Nobody but crossfade knows of its mirrors.
+    if !mirrored {
+        enclose(session, &[into]).await?;
+    }
     model::failpoint!("epoch_announced");
     Ok(row.get(0))
 }
 
 /// From the start nobody else writes to them. Where this role may not make triggers they stay open, which a cutover will refuse.
-async fn enclose(session: &Session, into: &[TableName]) -> Result<(), ApplyError> {
+pub(crate) async fn enclose(session: &Session, into: &[TableName]) -> Result<(), ApplyError> {
     let plan: String = session.query_one("SELECT name FROM crossfade.plan", &[]).await?.get(0);
     let side = plan::target_side(&plan);
     let query = "SELECT greatest(closed, $2) FROM crossfade.fence WHERE side = $1::text";
@@ -50,7 +64,9 @@ async fn enclose(session: &Session, into: &[TableName]) -> Result<(), ApplyError
 
 /// The same for tables that were announced before, by a version that did not do it.
 pub(crate) async fn enclose_all(session: &Session) -> Result<(), ApplyError> {
-    let rows = session.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
+    let rows = session
+        .query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables WHERE into_schema <> 'crossfade'", &[])
+        .await?;
     let tables: Vec<TableName> =
         rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
     enclose(session, &tables).await
@@ -87,9 +103,15 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
         )
         .await?;
     model::failpoint!("epoch_begun");
-    let Some(row) = row.filter(|row| row.get::<_, i32>(0) != 0) else { return Ok(()) };
-    let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+    let Some(row) = row else { return Ok(()) };
+    let (before, into) = (row.get::<_, i32>(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)));
     let Record::TableBegin(begin) = decode(row.get::<_, &[u8]>(3))? else { return Ok(()) };
+    let origin = home::origin(source, &begin).to_string();
+    // Of a partition that joins later, too: its first copy brings rows that no change tells of.
+    home::unfill(session, &[origin], &format!("table {table} of source {source:?} is copied")).await?;
+    if before == 0 {
+        return Ok(());
+    }
     let only = pg::catalog::only(session, &into).await?;
     let bound = if into == *table || begin.partition_bound.is_empty() { "true" } else { &begin.partition_bound };
     // TRUNCATE refuses a table that others refer to, even where they are empty.
@@ -100,11 +122,14 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
         )
         .await?
         .get(0);
-    let statement = match into == *table && !referred {
+    let statement = match bound == "true" && !referred {
         true => format!("TRUNCATE {only}{}", into.quoted()),
         false => format!("DELETE FROM {only}{} WHERE {bound}", into.quoted()),
     };
     session.batch_execute(&statement).await?;
+    if into.schema == home::SCHEMA {
+        home::reshape(session, source, &into, &begin).await?;
+    }
     model::failpoint!("epoch_emptied");
     Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! [`read`] follows the log and puts whole transactions together; [`gather`] folds them ([`fold`]) into steps per table ([`target`] knows the
 //! tables), while [`write`] writes the group before: set-wise ([`sets`]), or row by row where that meets a constraint, with the
-//! checkpoint in the same transaction. [`hold`] makes it stand still for who compares both sides, [`mend`] puts rows right.
+//! checkpoint in the same transaction. [`hold`] makes it stand still for who compares both sides, [`mend`] puts rows right. What derived tables
+//! need to know of a group, [`touched`] says.
 
 mod checkpoint;
 mod copy_text;
@@ -14,12 +15,14 @@ mod read;
 mod sets;
 mod target;
 mod text_array;
+mod touched;
 mod write;
 
 use std::sync::Arc;
 
 pub(crate) use mend::announce as announce_mend;
 pub use read::CutOff;
+pub(crate) use touched::Touched;
 
 use pg::Session;
 use tokio::sync::mpsc;

@@ -1,4 +1,4 @@
-//! What a clone has to do without because the plan leaves tables out.
+//! What a clone has to do without because the plan leaves tables out, or only queries them.
 
 use model::{Code, Finding, SchemaItem, TableName};
 use pg::Session;
@@ -8,7 +8,7 @@ use crate::{CaptureError, select};
 
 /// What is not created at the target.
 pub(crate) struct LeftOut {
-    /// Tables that the plan does not select, and the views that read them; partitioned tables where none of their partitions is
+    /// Tables that do not go into the target as they are, and the views that read them; partitioned tables where none of their partitions is
     /// selected.
     pub relations: Vec<TableName>,
     /// Foreign keys of selected tables that reference one of them.
@@ -94,7 +94,7 @@ impl LeftOut {
 }
 
 async fn tables(session: &Session, source: &Source) -> Result<Vec<(u32, TableName)>, CaptureError> {
-    let selected = select::tables(session, source).await?;
+    let selected = select::as_is(session, source).await?;
     let rows = session
         .query(
             "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', rn.nspname::text, r.relname::text
@@ -110,7 +110,7 @@ async fn tables(session: &Session, source: &Source) -> Result<Vec<(u32, TableNam
         let root = row.get::<_, Option<String>>(4).map(|schema| TableName::new(schema, row.get::<_, String>(5)));
         let partitioned: bool = row.get(3);
         let top = root.as_ref().unwrap_or(&name);
-        let keep = select::selects(source, &name, root.as_ref())
+        let keep = select::goes_as_is(source, &name, root.as_ref())
             || (partitioned && selected.iter().any(|table| table.root.as_ref() == Some(top)));
         if !keep {
             out.push((row.get(0), name));

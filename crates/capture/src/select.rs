@@ -13,6 +13,18 @@ pub(crate) async fn tables(client: &tokio_postgres::Client, source: &Source) -> 
     Ok(tables)
 }
 
+/// Those of them that go into the target as they are.
+pub(crate) async fn as_is(client: &tokio_postgres::Client, source: &Source) -> Result<Vec<Table>, CaptureError> {
+    let mut tables = catalog::tables(client).await?;
+    tables.retain(|table| goes_as_is(source, &table.name, table.root.as_ref()));
+    Ok(tables)
+}
+
+/// Whether this table goes into the target as it is.
+pub(crate) fn goes_as_is(source: &Source, name: &TableName, root: Option<&TableName>) -> bool {
+    source.as_is.selects(name) || root.is_some_and(|root| source.as_is.selects(root))
+}
+
 /// Whether the plan takes this table.
 pub(crate) fn selects(source: &Source, name: &TableName, root: Option<&TableName>) -> bool {
     source.tables.selects(name) || root.is_some_and(|root| source.tables.selects(root))

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ::log::Log;
 use model::{Code, Finding, Identity, Problem, Severity, TableName};
 use pg::Session;
+use pg::catalog::Table;
 use plan::{Plan, Source};
 use tracing::warn;
 
@@ -79,15 +80,21 @@ pub(crate) async fn everything(plan: &Plan, log: Option<&Arc<dyn Log>>) -> Resul
                 continue;
             }
         };
-        findings.extend(twice(source, &needs, &mut names));
+        findings.extend(twice(plan, source, &needs, &mut names));
         let Some((target_session, target)) = &target else { continue };
         if needs.identity == *target && same_server(&session, target_session).await {
             findings.extend(onto_itself(plan, source, &needs));
         } else if usable {
-            let capture::Needs { tables, owners, owned, grantees, extensions, .. } = &needs;
-            let needed = apply::Needed { tables, owners, owned, grantees, extensions };
+            let capture::Needs { owners, owned, grantees, extensions, .. } = &needs;
+            // The others go into mirrors, which crossfade makes itself.
+            let tables: Vec<Table> =
+                needs.tables.iter().filter(|table| goes_as_it_is(source, table)).cloned().collect();
+            let needed = apply::Needed { tables: &tables, owners, owned, grantees, extensions };
             take(&mut findings, apply::preflight_source(plan, target_session, needed).await);
         }
+    }
+    if let (Some((session, _)), true, true) = (&target, usable, reached_all) {
+        take(&mut findings, apply::preflight_derived(plan, session).await);
     }
     if reached_all {
         findings.extend(unknown_identity(plan, &names));
@@ -121,12 +128,24 @@ fn take<E: Into<Problem>>(findings: &mut Vec<Finding>, outcome: Result<Vec<Findi
     }
 }
 
+/// Whether a table goes into the target's of its name, or of its root's.
+fn goes_as_it_is(source: &Source, table: &Table) -> bool {
+    source.as_is.selects(&table.name) || table.root.as_ref().is_some_and(|root| source.as_is.selects(root))
+}
+
 /// Two sources must not fill one table.
-fn twice<'a>(source: &'a Source, needs: &capture::Needs, names: &mut BTreeMap<TableName, &'a str>) -> Vec<Finding> {
+fn twice<'a>(
+    plan: &Plan,
+    source: &'a Source,
+    needs: &capture::Needs,
+    names: &mut BTreeMap<TableName, &'a str>,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for table in &needs.tables {
         let first = *names.entry(table.name.clone()).or_insert(&source.name);
-        if first != source.name {
+        let both =
+            || plan.source(first).is_some_and(|first| goes_as_it_is(first, table)) && goes_as_it_is(source, table);
+        if first != source.name && both() {
             let why =
                 format!("sources {first:?} and {:?} both select it, and the target can have it once", source.name);
             let next = format!("leave it out of one of them: \"!{}\" in its `tables`", table.name);

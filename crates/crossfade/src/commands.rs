@@ -4,6 +4,7 @@ pub(crate) mod apply;
 pub(crate) mod capture;
 pub(crate) mod complete;
 pub(crate) mod cutover;
+pub(crate) mod explain;
 pub(crate) mod init;
 pub(crate) mod reconcile;
 pub(crate) mod recopy;

@@ -41,6 +41,8 @@ enum Command {
     Init,
     /// Look at sources, log and target, changing nothing: what blocks, what warns, what to run.
     Survey,
+    /// How the plan's tables are kept current: the way and its reason, the SQL that runs, and what of it reads a whole table.
+    Explain,
     /// Capture and apply in one process.
     Run(Http),
     /// Read the sources into the log.
@@ -265,6 +267,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
             }
             Command::Init
             | Command::Survey
+            | Command::Explain
             | Command::Status { .. }
             | Command::Recopy { .. }
             | Command::Reconcile { .. }
@@ -283,6 +286,7 @@ async fn dispatch(arguments: Arguments, output: Output) -> u8 {
         match arguments.command {
             Command::Init => commands::init::run(&arguments.plan, output),
             Command::Survey => commands::survey::run(plan()?, output).await,
+            Command::Explain => commands::explain::run(plan()?, output).await,
             Command::Status { watch } => commands::status::run(plan()?, watch, output).await,
             Command::Recopy { rows: Some(file), .. } => commands::recopy::rows(plan()?, &file, output).await,
             Command::Recopy { tables, new_source, rows: None } => {

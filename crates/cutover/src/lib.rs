@@ -5,6 +5,7 @@
 //! What fails before the decision is undone by [`cancel`], by whoever lives: [`guard`] runs in every process of the plan. People and scripts get a [`report`].
 //!
 //! A rollback is the same with a plan that leads [back](plan::Plan::back): what is called source and target in here is the side that the application leaves, and the one that it goes to.
+//! What the plan gives by queries has refusals of its own ([`derived`]).
 //! [`remove`] takes away what was made at the source. [`stages`] is for applications that go over by flags, step by step: which set of flags holds, and what may come next.
 //! [`rehearse`] is the migration once more, from the log alone.
 //!
@@ -16,6 +17,7 @@ mod back;
 mod bolts;
 mod bouncer;
 mod cancel;
+mod derived;
 mod drain;
 mod error;
 mod forward;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use log::Log;
 use model::{Problem, Severity, TableName};
 use pg::Session;
+use plan::Plan;
 use status::{Gather, Phase, Status};
 
 use crate::back;
 use crate::bolts;
 use crate::bouncer;
+use crate::derived;
 use crate::error::CutoverError;
 use crate::journal;
 use crate::report::Refusal;
@@ -28,7 +30,8 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
     let status = Gather::new(Arc::clone(&job.verify.plan))?.now(log).await;
     standing(job, &status, options, &mut found);
     verdicts(target, options, &mut found).await?;
-    enclosed(target, &job.verify.plan.target_side(), &mut found).await?;
+    derived::find(target, &job.verify.plan, options, &mut found).await?;
+    enclosed(target, &job.verify.plan, &job.verify.plan.target_side(), &mut found).await?;
     for (source, endpoint) in job.verify.plan.sources.iter().zip(&job.verify.sources) {
         let session = pg::connect_read_only(endpoint, "cutover").await?;
         let place = job.leaves(&source.name);
@@ -71,6 +74,14 @@ pub(crate) async fn find(job: &Job, options: &Options, target: &Session) -> Resu
 /// What is written to the target afterwards could be carried to the source.
 async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
     let otherwise = "`crossfade cutover --no-way-back` if that is how you want it";
+    if let Some(derived) = job.verify.plan.derived.first() {
+        let text = format!(
+            "there is no way back for tables that queries give, {} the first of them: what is written to them afterwards is not carried to the source; {otherwise}",
+            derived.into
+        );
+        refuse(found, "no_way_back", text);
+        return Ok(());
+    }
     let (Some(back), [endpoint]) = (back::plan_back(&job.verify.plan, target).await?, &job.verify.sources[..]) else {
         let text = format!(
             "a plan with several sources has no way back: what is written to the target afterwards is not carried to them; {otherwise}"
@@ -118,7 +129,7 @@ async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Resu
     Ok(())
 }
 
-fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>) {
+pub(crate) fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>) {
     found.push(Refusal { code, text: text.into() });
 }
 
@@ -178,7 +189,7 @@ fn standing(job: &Job, status: &Status, options: &Options, found: &mut Vec<Refus
 }
 
 /// The target is closed to everybody but crossfade.
-async fn enclosed(target: &Session, side: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
+async fn enclosed(target: &Session, plan: &Plan, side: &str, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
     let there = "SELECT to_regclass('crossfade.fence') IS NOT NULL AND to_regclass('crossfade.tables') IS NOT NULL";
     if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
         refuse(
@@ -188,9 +199,11 @@ async fn enclosed(target: &Session, side: &str, found: &mut Vec<Refusal>) -> Res
         );
         return Ok(());
     }
-    let rows = target.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
-    let tables: Vec<TableName> =
-        rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    let rows = target
+        .query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables WHERE into_schema <> 'crossfade'", &[])
+        .await?;
+    let tables = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+    let tables: Vec<TableName> = tables.chain(plan.derived.iter().map(|derived| derived.into.clone())).collect();
     let bare = pg::fence::bare(target, side, &tables).await?;
     for relation in pg::fence::unguarded(target, side, &tables).await? {
         let next = match bare.contains(&relation) {

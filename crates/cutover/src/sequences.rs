@@ -83,6 +83,56 @@ pub(crate) async fn read(
     Ok(found)
 }
 
+/// Sequences that give a column of one of the tables its values: its own, or that of its default. With the column's type, and the sequence's step and bounds.
+const DRAWN: &str = "
+    SELECT DISTINCT tn.nspname::text, t.relname::text, a.attname::text, n.nspname::text, c.relname::text, a.atttypid IN (20, 21, 23, 1700), s.seqincrement, s.seqmin, s.seqmax
+      FROM unnest($1::text[]) AS w(name) JOIN pg_class t ON t.oid = to_regclass(w.name) JOIN pg_namespace tn ON tn.oid = t.relnamespace
+      JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+      JOIN (SELECT d.refobjid AS relation, d.refobjsubid::int2 AS column, d.objid AS sequence FROM pg_depend d
+             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+            UNION ALL
+            SELECT f.adrelid, f.adnum, d.refobjid FROM pg_attrdef f JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
+             WHERE d.refclassid = 'pg_class'::regclass) o ON o.relation = t.oid AND o.column = a.attnum
+      JOIN pg_sequence s ON s.seqrelid = o.sequence JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     ORDER BY 1, 2, 3";
+
+fn names(tables: &[TableName]) -> Vec<String> {
+    tables.iter().map(TableName::quoted).collect()
+}
+
+/// Behind what derived tables hold: no source's sequence stands for theirs.
+pub(crate) async fn of_derived(target: &Session, tables: &[TableName], margin: i64) -> Result<Values, CutoverError> {
+    let mut found = Values::default();
+    for row in &target.query(DRAWN, &[&names(tables)]).await? {
+        if !row.get::<_, bool>(5) {
+            continue;
+        }
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let sequence = TableName::new(row.get::<_, String>(3), row.get::<_, String>(4));
+        let step: i64 = row.get(6);
+        let (end, column) = (if step < 0 { "min" } else { "max" }, model::quote::ident(row.get(2)));
+        let query = format!("SELECT {end}({column})::int8 FROM {}", table.quoted());
+        let Some(last): Option<i64> = target.query_one(&query, &[]).await?.get(0) else { continue };
+        let (min, max): (i64, i64) = (row.get(7), row.get(8));
+        let (value, called) = ahead(Some(last.clamp(min, max)), min, step, (min, max), margin);
+        found.names.push(sequence.quoted());
+        found.values.push(value);
+        found.called.push(called);
+    }
+    Ok(found)
+}
+
+/// Sequences of derived tables of which nothing tells where they are to go on, each with its column.
+pub(crate) async fn unknown(target: &Session, tables: &[TableName]) -> Result<Vec<(String, String)>, CutoverError> {
+    let rows = target.query(DRAWN, &[&names(tables)]).await?;
+    let unknown = rows.iter().filter(|row| !row.get::<_, bool>(5)).map(|row| {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let sequence = TableName::new(row.get::<_, String>(3), row.get::<_, String>(4));
+        (sequence.to_string(), format!("{} of {table}", row.get::<_, &str>(2)))
+    });
+    Ok(unknown.collect())
+}
+
 async fn exists(target: &Session, table: &TableName) -> Result<bool, CutoverError> {
     Ok(target.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&table.quoted()]).await?.get(0))
 }

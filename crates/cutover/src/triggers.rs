@@ -44,7 +44,9 @@ async fn firing(session: &Session, schemas: &[String]) -> Result<Vec<Firing>, Cu
 
 /// Those that fire for apply's rows as well, where it begins to write.
 pub(crate) async fn quiet(session: &Session) -> Result<Quiet, CutoverError> {
-    let rows = session.query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables", &[]).await?;
+    let rows = session
+        .query("SELECT DISTINCT into_schema, into_name FROM crossfade.tables WHERE into_schema <> 'crossfade'", &[])
+        .await?;
     let tables: Vec<TableName> =
         rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
     let relations = pg::fence::relations(session, &tables).await?;

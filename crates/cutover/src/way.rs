@@ -129,6 +129,8 @@ impl<'a> Way<'a> {
         self.rest = remainder.compare().await?;
         self.judge()?;
         let mut switch = Switch { values: Vec::new(), triggers: String::new() };
+        let derived: Vec<TableName> = plan.derived.iter().map(|derived| derived.into.clone()).collect();
+        switch.values.push(sequences::of_derived(target, &derived, plan.cutover.sequence_margin).await?);
         for (old, schemas) in olds.iter().zip(&schemas) {
             let values = sequences::read(&old.session, target, old.relations(), plan.cutover.sequence_margin).await?;
             self.sequences_left.extend(values.left.iter().cloned());

@@ -70,7 +70,7 @@ pub fn compile_with(
     let nulls = Nulls::of(&reading.query, catalog);
     let mut said = Vec::new();
     for (source, sql) in &derived.affected_by {
-        said.push((source, read(sql, catalog, Some(source)).map_err(|trouble| vec![trouble])?));
+        said.push((source, read(sql, catalog, Some(source)).map_err(|trouble| vec![trouble.said_of(source)])?));
     }
     let subject = Subject { derived, catalog, places, reading: &reading, said: &said, nulls: &nulls, fault };
     let mut troubles = subject.declaration();
@@ -85,7 +85,10 @@ pub fn compile_with(
         Err(reason) => {
             let (maintained, more) = maintained::maintained(&subject, reason)?;
             warnings.extend(more);
-            warnings.extend(said.iter().flat_map(|(_, reading)| reading.warnings.clone()));
+            let of = |(source, reading): &(&SourceTable, Reading)| {
+                reading.warnings.iter().map(|warning| warning.clone().said_of(source)).collect::<Vec<_>>()
+            };
+            warnings.extend(said.iter().flat_map(of));
             Way::Maintained(Box::new(maintained))
         }
     };
@@ -294,5 +297,5 @@ pub(crate) fn at(
     why: impl Into<String>,
     next: impl Into<String>,
 ) -> Trouble {
-    Trouble { kind, at, what: what.into(), why: why.into(), next: next.into() }
+    Trouble { kind, said_of: None, at, what: what.into(), why: why.into(), next: next.into() }
 }

@@ -54,6 +54,7 @@ mod streamed;
 mod trouble;
 mod walk;
 mod warn;
+mod words;
 mod write;
 
 pub use catalog::{
@@ -70,3 +71,4 @@ pub use oracle::Oracle;
 pub use relax::Fault;
 pub use streamed::{Streamed, StreamedColumn};
 pub use trouble::{Place, Trouble, TroubleKind};
+pub use words::words;

@@ -35,6 +35,9 @@ pub struct Maintained {
     pub write: Vec<String>,
     /// Fills an empty target from whole mirrors.
     pub fill: String,
+    /// In place of `recompute`, behind `clear`: all units, and all their rows from whole mirrors. With `write` behind it the target
+    /// becomes what the query gives, whatever it was.
+    pub refill: Vec<String>,
     /// What was derived, for people: each is a step of `before` and one of `after`.
     pub derivations: Vec<Derivation>,
     /// Indexes that mirrors and target want.
@@ -110,6 +113,17 @@ pub(crate) fn maintained(subject: &Subject<'_>, reason: String) -> Result<(Maint
     again.push(format!("ANALYZE {}", names.result));
     let mut write = deletes(subject, &names.units, &names.result, &patterns);
     write.push(upsert(subject, &names.result));
+    let refill = vec![
+        format!("INSERT INTO {} SELECT q.* FROM ({query}) AS q", names.result),
+        format!("ANALYZE {}", names.result),
+        format!(
+            "INSERT INTO {} SELECT {unit} FROM {} AS t UNION SELECT {unit} FROM {} AS r",
+            names.units,
+            subject.derived.into.quoted(),
+            names.result
+        ),
+        format!("ANALYZE {}", names.units),
+    ];
     let maintained = Maintained {
         reason,
         prepare,
@@ -119,6 +133,7 @@ pub(crate) fn maintained(subject: &Subject<'_>, reason: String) -> Result<(Maint
         recompute: again,
         write,
         fill: upsert(subject, &format!("({query})")),
+        refill,
         derivations,
         indexes: indexes::wanted(subject),
     };

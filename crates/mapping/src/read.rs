@@ -60,6 +60,7 @@ pub(crate) fn read(sql: &str, catalog: &Catalog, changed: Option<&SourceTable>) 
 fn not_select(sql: &str, why: &str) -> Trouble {
     Trouble {
         kind: TroubleKind::NotSelect,
+        said_of: None,
         at: Place::of(sql, 0),
         what: "the query".to_owned(),
         why: why.to_owned(),
@@ -80,6 +81,7 @@ fn syntax(sql: &str, message: &str) -> Trouble {
     let end = if near.is_none() { sql.len() } else { 0 };
     Trouble {
         kind: TroubleKind::Syntax,
+        said_of: None,
         at: Place::of(sql, offset.unwrap_or(end)),
         what: "the query".to_owned(),
         why: message.trim_start_matches("Invalid statement: ").to_owned(),
@@ -110,7 +112,7 @@ impl Reader<'_> {
         why: impl Into<String>,
         next: impl Into<String>,
     ) -> Trouble {
-        Trouble { kind, at: self.place(at), what: what.into(), why: why.into(), next: next.into() }
+        Trouble { kind, said_of: None, at: self.place(at), what: what.into(), why: why.into(), next: next.into() }
     }
 
     /// Refuses something that is not known to be handled.

@@ -25,6 +25,8 @@ pub struct Streamed {
     /// update that leaves an out-of-line value alone arrives without it. Its row is in the target, under the old key: such rows
     /// want their other columns, key included, updated alone; `columns` says what each is made of.
     pub steps: Vec<Step>,
+    /// Makes the target what the query gives of a whole mirror, whatever it was.
+    pub refill: Vec<String>,
 }
 
 /// A column of a streamed table.
@@ -50,6 +52,10 @@ pub(crate) fn streamed(subject: &Subject<'_>) -> Result<Streamed, String> {
     }
     if table.identity.is_empty() {
         return Err(format!("{} has no replica identity", table.name));
+    }
+    // Equal rows may be there several times, and what comes and goes within a batch is not told apart from what stays.
+    if table.full && table.identity.len() == table.columns.len() {
+        return Err(format!("nothing less than all columns tells the rows of {} apart", table.name));
     }
     let mut covered = BTreeSet::new();
     for target in block.targets.iter().filter(|target| derived.key.contains(&target.name)) {
@@ -160,14 +166,22 @@ fn build(subject: &Subject<'_>, block: &Block, item: Item, table: &Table) -> Str
         .collect();
     let filter = (!block.filter.is_empty())
         .then(|| block.filter.iter().map(|expr| printer.expr(expr)).collect::<Vec<_>>().join(" AND "));
-    let select = |side: Side, key: bool| {
+    let of = |rows: &str, filtered: bool, key: bool| {
         let chosen = columns.iter().filter(|column| column.is_key || !key);
         let list: Vec<String> =
             chosen.map(|column| format!("{} AS {}", column.sql, quote::ident(&column.name))).collect();
-        let filter =
-            filter.as_ref().filter(|_| side == Side::New).map_or(String::new(), |filter| format!(" WHERE {filter}"));
-        format!("(SELECT {} FROM {} AS r{filter})", list.join(", "), places.changed(&table.name, side).quoted())
+        let filter = filter.as_ref().filter(|_| filtered).map_or(String::new(), |filter| format!(" WHERE {filter}"));
+        format!("(SELECT {} FROM {rows} AS r{filter})", list.join(", "))
     };
+    let select = |side: Side, key: bool| of(&places.changed(&table.name, side).quoted(), side == Side::New, key);
+    let mirror = places.mirror(&table.name).quoted();
+    let gone = format!(
+        "DELETE FROM {} AS t WHERE NOT EXISTS (SELECT FROM {} AS n WHERE {})",
+        derived.into.quoted(),
+        of(&mirror, true, true),
+        equal("n", "t", &derived.key),
+    );
+    let mut refill = vec![upsert(subject, &of(&mirror, true, false))];
     let delete = format!(
         "DELETE FROM {} AS t USING {} AS o WHERE {} AND NOT EXISTS (SELECT FROM {} AS n WHERE {})",
         derived.into.quoted(),
@@ -179,8 +193,9 @@ fn build(subject: &Subject<'_>, block: &Block, item: Item, table: &Table) -> Str
     let mut steps = Vec::new();
     if derived.when_missing == WhenMissing::Delete {
         steps.push(Step { tables: vec![table.name.clone()], sql: delete });
+        refill.insert(0, gone);
     }
     steps.push(Step { tables: vec![table.name.clone()], sql: upsert(subject, &select(Side::New, false)) });
     let reason = "each row comes of one row of one table, and its key of that row's replica identity".to_owned();
-    Streamed { reason, source: table.name.clone(), columns, filter, steps }
+    Streamed { reason, source: table.name.clone(), columns, filter, steps, refill }
 }

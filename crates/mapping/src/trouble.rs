@@ -1,11 +1,15 @@
 use std::fmt;
 
+use crate::catalog::SourceTable;
+
 /// Something about a derived table that a person has to know. The caller knows file and line of the plan; this knows the
 /// place inside the SQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// What kind it is.
     pub kind: TroubleKind,
+    /// The source table whose `affected_by` it is in; none where it is in the query itself.
+    pub said_of: Option<Box<SourceTable>>,
     /// Where in the SQL, if at one place.
     pub at: Option<Place>,
     /// The thing: a column, a function, a clause.
@@ -14,6 +18,13 @@ pub struct Trouble {
     pub why: String,
     /// What to write instead.
     pub next: String,
+}
+
+impl Trouble {
+    /// The same, in what `affected_by` says of that table.
+    pub(crate) fn said_of(self, table: &SourceTable) -> Trouble {
+        Trouble { said_of: Some(Box::new(table.clone())), ..self }
+    }
 }
 
 impl fmt::Display for Trouble {

@@ -5,7 +5,7 @@
 //! passages, `FAILPOINTS=chunk_appended=3*off->return`. An abort, no panic: a panic would end one task, and the rest of the process would tidy up.
 //!
 //! In builds without debug assertions, releases among them, the macro expands to nothing, and of the rest of this module only the names are left.
-//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over those of a migration, `tests/tests/a_cutover_is_whole_or_not_at_all.rs` over those of a cutover, `tests/tests/one_can_go_back.rs` over those of the way back.
+//! `tests/tests/failpoints.rs` holds both that and the list; `tests/tests/killed_at_every_failpoint` goes over those of a migration, `tests/tests/a_cutover_is_whole_or_not_at_all.rs` over those of a cutover, `tests/tests/one_can_go_back.rs` over those of the way back, `tests/tests/derived_tables_equal_their_query.rs` over those of derived tables.
 
 macro_rules! names {
     ($(#[doc = $what:literal])+ $list:ident: $($(#[doc = $doc:literal])+ $name:literal,)+) => {
@@ -16,7 +16,7 @@ macro_rules! names {
 
 /// Every name, each with what it stands behind. Each stands in the code once.
 pub fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    MIGRATION.iter().chain(CUTOVER).chain(WAY_BACK)
+    MIGRATION.iter().chain(CUTOVER).chain(WAY_BACK).chain(DERIVED)
 }
 
 names! {
@@ -263,6 +263,32 @@ names! {
     "forward_again",
     /// Rows that others have written to the target are counted, or a marker of the way back is noted.
     "rogue_noted",
+}
+
+names! {
+    /// Those of derived tables.
+    DERIVED:
+
+    /// A mirror is there, in an open transaction.
+    "mirror_created",
+    /// A declaration that has changed is noted, or one that is gone.
+    "declaration_noted",
+    /// Derived tables are filled, in an open transaction.
+    "derived_filled",
+    /// Derived tables are filled.
+    "derived_committed",
+    /// The units of rows as they were are known, in an open transaction.
+    "units_found",
+    /// The mirrors have changed, and the units of rows as they are are known, in an open transaction.
+    "units_found_again",
+    /// The units' rows are made, in an open transaction.
+    "units_made",
+    /// They are written, in an open transaction.
+    "units_written",
+    /// What was written to a derived table is undone, to be written in another order.
+    "derived_undone",
+    /// A derived table is made anew as a whole, in an open transaction.
+    "made_whole",
 }
 
 /// Arms what the environment variable `FAILPOINTS` names.

@@ -105,6 +105,8 @@ macro_rules! codes {
 codes! {
     /// The plan file cannot be read, or says something that has no meaning.
     PlanInvalid = "plan_invalid", exit 2;
+    /// The query of a `[[table]]` cannot be kept current, or does not fit its target.
+    SqlRefused = "sql_refused", exit 2;
     /// A secret that the plan takes from the environment is not there.
     SecretMissing = "secret_missing", exit 2;
     /// A server cannot be reached.

@@ -100,6 +100,16 @@ pub struct CopyColumn {
     pub name: String,
     /// Its type as `format_type()` prints it.
     pub type_name: String,
+    /// Whether it is NOT NULL.
+    pub not_null: bool,
+}
+
+impl CopyColumn {
+    /// Whether two tables have columns of the same names and types, in the same order: what is read from one fits into the other.
+    pub fn are_alike(ones: &[CopyColumn], others: &[CopyColumn]) -> bool {
+        ones.len() == others.len()
+            && ones.iter().zip(others).all(|(one, other)| one.name == other.name && one.type_name == other.type_name)
+    }
 }
 
 /// A table's copy starts.
@@ -127,6 +137,10 @@ pub struct TableBegin {
     pub marker: String,
     /// Id of the [`Writer`] that copies.
     pub writer: String,
+    /// Its replica identity is `FULL`: old versions of rows come whole.
+    pub full: bool,
+    /// It has inheritance children: tables of their own, whose rows a query of this one gives as well.
+    pub heirs: bool,
 }
 
 /// Rows in COPY's text format.

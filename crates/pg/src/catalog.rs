@@ -23,6 +23,8 @@ pub struct Table {
     pub key_deferrable: bool,
     /// Of a partition: the table at the top.
     pub root: Option<TableName>,
+    /// It has inheritance children.
+    pub heirs: bool,
     /// By the last ANALYZE; negative where there was none.
     pub rows_estimated: i64,
     /// Of the heap.
@@ -114,7 +116,8 @@ pub async fn partition_bound(client: &Client, name: &TableName) -> Result<String
 /// Keeps no lock on any of them: it is asked again and again while the application writes.
 const TABLES: &str = "\
 SELECT c.oid, n.nspname::text, c.relname::text, c.relpersistence = 'p' AS logged, c.relreplident::text AS replident,
-       coalesce(a.names, '{}') AS names, coalesce(a.types, '{}') AS types, coalesce(k.names, '{}') AS key,
+       coalesce(a.names, '{}') AS names, coalesce(a.types, '{}') AS types, coalesce(a.not_nulls, '{}') AS not_nulls,
+       EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid) AS heirs, coalesce(k.names, '{}') AS key,
        coalesce(k.deferrable, false) AS key_deferrable, rn.nspname::text AS root_schema, rc.relname::text AS root_name,
        c.reltuples::int8 AS tuples,
        pg_relation_size(c.oid) AS bytes, pg_relation_size(c.oid) / current_setting('block_size')::int8 AS blocks,
@@ -126,6 +129,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relpersistence = 'p' AS logged
   LEFT JOIN LATERAL (
        SELECT array_agg(att.attname::text ORDER BY att.attnum) FILTER (WHERE att.attgenerated = '') AS names,
               array_agg(format_type(att.atttypid, att.atttypmod) ORDER BY att.attnum) FILTER (WHERE att.attgenerated = '') AS types,
+              array_agg(att.attnotnull ORDER BY att.attnum) FILTER (WHERE att.attgenerated = '') AS not_nulls,
               string_agg(concat_ws(',', att.attnum, att.attname, att.atttypid, att.atttypmod, att.attnotnull, att.attgenerated,
                                    att.attidentity, att.attcollation), ';' ORDER BY att.attnum) AS shape
          FROM pg_attribute att WHERE att.attrelid = c.oid AND att.attnum > 0 AND NOT att.attisdropped) a ON true
@@ -150,6 +154,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relpersistence = 'p' AS logged
 fn table(row: &tokio_postgres::Row) -> Table {
     let names: Vec<String> = row.get("names");
     let types: Vec<String> = row.get("types");
+    let not_nulls: Vec<bool> = row.get("not_nulls");
     let root: Option<String> = row.get("root_schema");
     let letter: String = row.get("replident");
     Table {
@@ -158,9 +163,15 @@ fn table(row: &tokio_postgres::Row) -> Table {
         logged: row.get("logged"),
         // The catalog knows these four letters only.
         identity: letter.chars().next().and_then(ReplicaIdentity::from_letter).unwrap_or(ReplicaIdentity::Nothing),
-        columns: names.into_iter().zip(types).map(|(name, type_name)| CopyColumn { name, type_name }).collect(),
+        columns: names
+            .into_iter()
+            .zip(types)
+            .zip(not_nulls)
+            .map(|((name, type_name), not_null)| CopyColumn { name, type_name, not_null })
+            .collect(),
         key: row.get("key"),
         key_deferrable: row.get("key_deferrable"),
+        heirs: row.get("heirs"),
         root: root.map(|schema| TableName::new(schema, row.get::<_, String>("root_name"))),
         rows_estimated: row.get("tuples"),
         bytes: row.get("bytes"),

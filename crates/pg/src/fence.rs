@@ -187,20 +187,25 @@ const TRIES: u32 = 50;
 /// The database; also where somebody holds a table for so long that its lock was not to be had.
 pub async fn remove(client: &Client, side: &str) -> Result<(), Error> {
     for relation in enclosed(client, side).await? {
-        let statement = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; DROP TRIGGER IF EXISTS {} ON {relation}; COMMIT",
-            LOCK.as_millis(),
-            trigger(side)
-        );
-        let mut tries = 0;
-        while let Err(error) = client.batch_execute(&statement).await {
-            client.batch_execute("ROLLBACK").await?;
-            tries += 1;
-            if tries >= TRIES || error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
-                return Err(error);
-            }
-            tokio::time::sleep(BREATH).await;
+        give_up_waiting(client, &format!("DROP TRIGGER IF EXISTS {} ON {relation}", trigger(side))).await?;
+    }
+    Ok(())
+}
+
+/// Runs a statement that needs a lock which readers and writers queue behind: in a transaction of its own, and again where the lock was not to be had at once.
+///
+/// # Errors
+/// The database; also where somebody holds what it locks for so long that it was not to be had.
+pub async fn give_up_waiting(client: &Client, statement: &str) -> Result<(), Error> {
+    let statement = format!("BEGIN; SET LOCAL lock_timeout = {}; {statement}; COMMIT", LOCK.as_millis());
+    let mut tries = 0;
+    while let Err(error) = client.batch_execute(&statement).await {
+        client.batch_execute("ROLLBACK").await?;
+        tries += 1;
+        if tries >= TRIES || error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
+            return Err(error);
         }
+        tokio::time::sleep(BREATH).await;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! - [`Replication`], [`ReplicationStream`]: a replication connection of our own, on postgres-protocol
 //! - [`pgoutput`]: what travels on it, decoded
 //! - [`catalog`]: which tables there are and what they look like
+//! - [`definitions`]: what queries have to know of the tables that they read
 //! - [`fence`]: what keeps the application from writing
 //! - [`Console`]: the admin console of a PgBouncer
 //! - [`somebody_waits`]: whether the application waits for locks of ours
@@ -16,6 +17,7 @@
 pub mod catalog;
 mod connect;
 mod console;
+pub mod definitions;
 mod endpoint;
 mod error;
 pub mod fence;

@@ -1,6 +1,8 @@
 mod bouncers;
 mod cutover;
+mod derived;
 mod questions;
+mod sources;
 mod stages;
 
 use std::collections::BTreeMap;
@@ -12,9 +14,7 @@ use model::{Code, Problem, TableName};
 
 use crate::server::Server;
 use crate::written::{Entry, File, Section};
-use crate::{
-    Direction, Identity, Limits, Log, OnWalCritical, Patterns, Plan, SchemaMode, Secret, Source, Target, Verify,
-};
+use crate::{Direction, Identity, Limits, Log, OnWalCritical, Plan, SchemaMode, Secret, Target, Verify};
 
 pub use stages::{is_flag, is_flag_value};
 
@@ -37,8 +37,10 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
     })
 }
 
-const KNOWN: [&str; 12] =
-    ["name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check", "stages", "http"];
+const KNOWN: [&str; 15] = [
+    "name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check", "stages", "http",
+    "table", "mirror", "ignore",
+];
 
 fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
     let name =
@@ -48,7 +50,7 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
     })?;
     let (target, target_server) = check_target(&target, env)?;
     let sources = top.get("sources").ok_or_else(|| top.lacks("sources", NO_SOURCES))?;
-    let sources = check_sources(&sources, &target_server, env)?;
+    let sources = sources::check(top, &sources, &target_server, env)?;
     let log = top
         .get("log")
         .ok_or_else(|| top.lacks("log", "add a [log] section with url = \"nats://127.0.0.1:4222\" or \"embedded\""))?;
@@ -63,6 +65,7 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
             Some(dir) => dir.path(".crossfade")?,
             None => path.parent().unwrap_or(Path::new("")).join(".crossfade"),
         },
+        derived: top.get("table").map(|entry| derived::check(&entry, &sources)).transpose()?.unwrap_or_default(),
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
         verify: check_verify(top.get("verify"))?,
@@ -177,43 +180,6 @@ fn postgres_like(section: &Section<'_>, example: &str, env: Env<'_>) -> Result<(
         entry.problem(format!("this is not the URL of a Postgres database: {why}"), format!("write it like {example}"))
     })?;
     Ok((url, server))
-}
-
-fn check_sources(entry: &Entry<'_>, target: &Server, env: Env<'_>) -> Result<Vec<Source>, Problem> {
-    let mut sources = Vec::new();
-    for entry in entry.open()?.entries() {
-        let name = checked_name(&entry, entry.key)?;
-        let section = entry.section(&["url", "url_env", "tables"])?;
-        let (url, server) = postgres(&section, env)?;
-        if server.is(target) {
-            return Err(entry.problem(
-                "source and target are the same database, so each of its tables would be its own target",
-                "point [target] at another database",
-            ));
-        }
-        let tables =
-            section.get("tables").ok_or_else(|| section.lacks("tables", "say which: tables = [\"public.*\"]"))?;
-        sources.push(Source { name, url, tables: check_patterns(&tables)? });
-    }
-    if sources.is_empty() {
-        return Err(entry.problem("the plan has no source", NO_SOURCES));
-    }
-    Ok(sources)
-}
-
-fn check_patterns(entry: &Entry<'_>) -> Result<Patterns, Problem> {
-    const EXAMPLE: &str = "[\"public.*\", \"!public.tmp_*\"]";
-    let items = entry.list(EXAMPLE)?;
-    let mut written = Vec::new();
-    for item in &items {
-        written.push(item.text("public.*")?.to_owned());
-    }
-    let patterns = Patterns::parse(written)
-        .map_err(|(i, why)| items.get(i).unwrap_or(entry).problem(why, format!("write tables like this: {EXAMPLE}")))?;
-    if !patterns.any() {
-        return Err(entry.problem("no pattern selects a table", format!("give at least one without `!`: {EXAMPLE}")));
-    }
-    Ok(patterns)
 }
 
 fn check_log(entry: &Entry<'_>, env: Env<'_>) -> Result<Log, Problem> {

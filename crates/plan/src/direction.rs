@@ -23,19 +23,22 @@ impl Direction {
 }
 
 impl Plan {
-    /// The same plan the other way round: what the target has goes into the source. None where there are several sources, for which there is no way back.
+    /// The same plan the other way round: what the target has goes into the source, but for derived tables. None where there are several sources, or queries, for which there is no way back.
     pub fn back(&self) -> Option<Plan> {
-        let ([source], false) = (&self.sources[..], self.is_back()) else { return None };
+        let ([source], false, true) = (&self.sources[..], self.is_back(), self.derived.is_empty()) else { return None };
         let direction = Direction::Back { source: source.name.clone() };
         Some(Plan {
             direction,
             sources: vec![Source {
                 name: back_name(&source.name),
                 url: self.target.url.clone(),
-                tables: source.tables.clone(),
+                tables: source.as_is.clone(),
+                as_is: source.as_is.clone(),
+                ignored: source.ignored.clone(),
             }],
             target: Target { url: source.url.clone(), schema: SchemaMode::Exists },
             checks: Vec::new(),
+            derived: Vec::new(),
             ..self.clone()
         })
     }
@@ -80,7 +83,8 @@ pub fn back_name(source: &str) -> String {
 impl Source {
     /// The same source with these tables and no others.
     pub fn only(&self, tables: impl IntoIterator<Item = model::TableName>) -> Source {
-        Source { tables: Patterns::exactly(tables), ..self.clone() }
+        let tables = Patterns::exactly(tables);
+        Source { as_is: self.as_is.within(&tables), tables, ..self.clone() }
     }
 }
 

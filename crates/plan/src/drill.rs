@@ -10,7 +10,14 @@ impl Plan {
         let ([only], false) = (&self.sources[..], self.is_back()) else { return None };
         Some(Plan {
             name: name.to_owned(),
-            sources: vec![Source { name: SOURCE.to_owned(), url: source, tables: only.tables.and(also) }],
+            sources: vec![Source {
+                // Queries name their source.
+                name: if self.derived.is_empty() { SOURCE.to_owned() } else { only.name.clone() },
+                url: source,
+                tables: only.tables.and(also),
+                as_is: only.as_is.and(also),
+                ignored: only.ignored.clone(),
+            }],
             log: Log::Embedded,
             target: Target { url: target, schema: self.target.schema },
             state_dir: self.state_dir.join(name),

@@ -2,11 +2,13 @@
 //!
 //! - [`Plan`] and its parts are what everybody else works with; docs/plan.md is the reference for people
 //! - `written` is the file itself: TOML, in which every key knows its line
+//! - [`Derived`] is a table that the plan gives as SQL; what the SQL means, others read
 //! - `check` makes the one from the other; all it refuses is a [`Problem`](model::Problem) with file, line and a next step
 //! - [`Direction`]: the same plan the other way round is a plan, too; so is the one of a `drill`
 //! - [`Patterns`] select tables, [`Secret`] keeps URLs out of logs, `size` and `server` read what stands in strings
 
 mod check;
+mod derived;
 mod direction;
 mod drill;
 mod patterns;
@@ -18,6 +20,7 @@ mod stages;
 mod written;
 
 pub use check::{is_flag, is_flag_value};
+pub use derived::{AffectedBy, Derived, OnConflict, Sql, WhenMissing};
 pub use direction::{Direction, back_name, origins, source_side, target_side};
 pub use patterns::Patterns;
 pub use plan::{

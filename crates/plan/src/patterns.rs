@@ -7,7 +7,7 @@ use model::TableName;
 /// for one of them and `{a,b}` for alternatives. A table is selected if a pattern selects it and none with a leading
 /// `!` does; their order does not matter. The schema ends at the first dot. System schemas and `crossfade` are never
 /// selected, whatever the patterns say.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Patterns {
     written: Vec<String>,
     select: Vec<Pattern>,
@@ -16,6 +16,10 @@ pub struct Patterns {
     exactly: Option<BTreeSet<TableName>>,
     /// These as well.
     also: BTreeSet<TableName>,
+    /// Only of those that these select, too.
+    within: Option<Box<Patterns>>,
+    /// None of those that these select.
+    but: Option<Box<Patterns>>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,14 +39,14 @@ impl Patterns {
             };
             list.push(Pattern::parse(text).map_err(|why| (i, why))?);
         }
-        Ok(Patterns { written, select, reject, exactly: None, also: BTreeSet::new() })
+        Ok(Patterns { written, select, reject, ..Patterns::default() })
     }
 
     /// These tables and no others.
     pub(crate) fn exactly(tables: impl IntoIterator<Item = TableName>) -> Patterns {
         let tables: BTreeSet<TableName> = tables.into_iter().collect();
         let written = tables.iter().map(TableName::to_string).collect();
-        Patterns { written, select: Vec::new(), reject: Vec::new(), exactly: Some(tables), also: BTreeSet::new() }
+        Patterns { written, exactly: Some(tables), ..Patterns::default() }
     }
 
     /// The same, and `table`, whatever they say of it.
@@ -52,10 +56,25 @@ impl Patterns {
         Patterns { also, ..self.clone() }
     }
 
+    /// Of these those that `other` selects, too.
+    pub(crate) fn within(&self, other: &Patterns) -> Patterns {
+        Patterns { within: Some(Box::new(other.clone())), ..self.clone() }
+    }
+
+    /// Of these those that `other` does not select.
+    pub(crate) fn but(&self, other: &Patterns) -> Patterns {
+        Patterns { but: Some(Box::new(other.clone())), ..self.clone() }
+    }
+
     /// Whether `table` is one of them.
     pub fn selects(&self, table: &TableName) -> bool {
         if self.also.contains(table) {
             return true;
+        }
+        if self.within.as_ref().is_some_and(|other| !other.selects(table))
+            || self.but.as_ref().is_some_and(|other| other.selects(table))
+        {
+            return false;
         }
         if let Some(tables) = &self.exactly {
             return tables.contains(table);
@@ -119,6 +138,16 @@ mod tests {
         ] {
             assert_eq!(patterns.selects(&TableName::new(schema, name)), selected, "{schema}.{name}");
         }
+    }
+
+    #[test]
+    fn what_others_take_out_is_not_selected() {
+        let (all, a) = (patterns(&["public.*"]), TableName::new("public", "a"));
+        let selects = |patterns: &Patterns| ["a", "b"].map(|name| patterns.selects(&TableName::new("public", name)));
+        assert_eq!(selects(&all.but(&patterns(&["*.a"]))), [false, true]);
+        assert_eq!(selects(&patterns(&["*.a"]).within(&all.but(&patterns(&["*.b"])))), [true, false]);
+        assert_eq!(selects(&patterns(&["*.*"]).within(&Patterns::exactly([]))), [false, false]);
+        assert_eq!(selects(&all.but(&all).and(&a)), [true, false]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::{Code, Problem, TableName};
 
-use crate::{Direction, Patterns, Secret, Stages, check};
+use crate::{Derived, Direction, Patterns, Secret, Stages, check};
 
 /// A checked plan.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Plan {
     pub target: Target,
     /// The local folder for offsets, the embedded log and reports. Relative ones count from the plan file's folder.
     pub state_dir: PathBuf,
+    /// The tables that queries give, in the order of the file, their `into` unique. Empty: everything goes over as it is.
+    pub derived: Vec<Derived>,
     /// What crossfade keeps within.
     pub limits: Limits,
     /// What is said about tables without replica identity.
@@ -47,8 +49,12 @@ pub struct Source {
     pub name: String,
     /// `postgres://…`
     pub url: Secret,
-    /// Which of its tables.
+    /// Which of its tables are captured; those that the plan ignores are none of them.
     pub tables: Patterns,
+    /// Which of those go into the target as they are: all, unless the plan has a [`Derived`]; then those that `mirror` names.
+    pub as_is: Patterns,
+    /// What `tables` would select, and the plan ignores.
+    pub ignored: Patterns,
 }
 
 /// Where the event log is.

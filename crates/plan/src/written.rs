@@ -6,14 +6,23 @@ use model::{Code, Problem};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::size;
+use crate::{Sql, size};
 
 /// Words of later versions, at the top of the file: (key, what it will be).
 const LATER: [(&str, &str); 4] = [
-    ("table", "derived tables"),
-    ("mirror", "derived tables"),
-    ("ignore", "derived tables"),
     ("ddl", "the event trigger that watches DDL"),
+    ("finding", "rules that leave rows out and count them"),
+    ("tenant", "one schema per tenant"),
+    ("back", "the way back of derived tables"),
+];
+
+/// Words of later versions, in any section: (key, what it will be).
+const LATER_ANYWHERE: [(&str, &str); 5] = [
+    ("where", "a table that goes over in part"),
+    ("columns", "a table that goes over in part"),
+    ("mask", "a table whose values are masked"),
+    ("merge", "several queries into one table"),
+    ("provision", "one schema per tenant"),
 ];
 
 /// The plan file as it was written.
@@ -74,11 +83,15 @@ impl<'a> Section<'a> {
         let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
         let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(self) };
         let word = key.get_ref();
-        let later = LATER.iter().find(|(later, _)| self.name.is_empty() && *later == word.as_ref());
+        let at_top = LATER.iter().filter(|_| self.name.is_empty());
+        let later = at_top.chain(&LATER_ANYWHERE).find(|(later, _)| *later == word.as_ref());
         let (why, next) = match (later, nearest(word, known)) {
             (Some((_, what)), _) => (
                 format!("`{word}` is for {what}, which this version of crossfade does not have yet"),
-                "take it out of the plan".to_owned(),
+                match what.starts_with("a table") {
+                    true => "take it out; a [[table]] whose sql selects what is to go over does the same".to_owned(),
+                    false => "take it out of the plan".to_owned(),
+                },
             ),
             (None, Some(near)) => (format!("there is no key `{word}` here"), format!("did you mean `{near}`?")),
             (None, None) => (
@@ -105,7 +118,7 @@ impl<'a> Section<'a> {
             key: key.get_ref(),
             path: self.path_of(key.get_ref()),
             at: key.span().start,
-            value: value.get_ref(),
+            value,
         })
     }
 
@@ -128,7 +141,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) key: &'a str,
     path: String,
     at: usize,
-    value: &'a DeValue<'a>,
+    value: &'a Spanned<DeValue<'a>>,
 }
 
 impl<'a> Entry<'a> {
@@ -144,14 +157,22 @@ impl<'a> Entry<'a> {
 
     fn is_not(&self, wanted: &str, example: &str) -> Problem {
         self.problem(
-            format!("it is a {} and not {wanted}", self.value.type_str()),
+            format!("it is a {} and not {wanted}", self.value.get_ref().type_str()),
             format!("write it like this: {} = {example}", quoted_key(self.key)),
         )
     }
 
     /// The string.
     pub(crate) fn text(&self, example: &str) -> Result<&'a str, Problem> {
-        self.value.as_str().ok_or_else(|| self.is_not("a string", &format!("{example:?}")))
+        self.value.get_ref().as_str().ok_or_else(|| self.is_not("a string", &format!("{example:?}")))
+    }
+
+    /// The string as SQL, which knows where it stands.
+    pub(crate) fn sql(&self, example: &str) -> Result<Sql, Problem> {
+        let (text, span) = (self.text(example)?, self.value.span());
+        let before = self.file.text.get(..span.start).unwrap_or_default();
+        let column = 1 + before.rsplit('\n').next().unwrap_or_default().chars().count();
+        Ok(Sql::new(text, self.file.text.get(span.clone()).unwrap_or_default(), self.file.line(span.start), column))
     }
 
     /// The list of strings, each with its position.
@@ -162,9 +183,9 @@ impl<'a> Entry<'a> {
     fn items(&self) -> Option<Vec<Entry<'a>>> {
         let entry = |item: &'a Spanned<DeValue<'a>>| {
             let at = item.span().start;
-            Entry { file: self.file, key: self.key, path: self.path.clone(), at, value: item.get_ref() }
+            Entry { file: self.file, key: self.key, path: self.path.clone(), at, value: item }
         };
-        Some(self.value.as_array()?.iter().map(entry).collect())
+        Some(self.value.get_ref().as_array()?.iter().map(entry).collect())
     }
 
     /// The string, or the list of strings.
@@ -179,7 +200,7 @@ impl<'a> Entry<'a> {
     /// The sections of this name, `[[…]]`.
     pub(crate) fn sections(&self, known: &[&str]) -> Result<Vec<Section<'a>>, Problem> {
         let items = self.items().ok_or_else(|| {
-            let kind = self.value.type_str();
+            let kind = self.value.get_ref().type_str();
             self.problem(
                 format!("it is a {kind} and not a list of sections"),
                 format!("begin each of them with [[{}]]", self.path),
@@ -190,12 +211,12 @@ impl<'a> Entry<'a> {
 
     /// The section, or, if there are several, all of them: `[…]` or `[[…]]`.
     pub(crate) fn section_or_more(&self, known: &[&str]) -> Result<Vec<Section<'a>>, Problem> {
-        if self.value.is_array() { self.sections(known) } else { Ok(vec![self.section(known)?]) }
+        if self.value.get_ref().is_array() { self.sections(known) } else { Ok(vec![self.section(known)?]) }
     }
 
     /// `true` or `false`.
     pub(crate) fn flag(&self) -> Result<bool, Problem> {
-        self.value.as_bool().ok_or_else(|| self.is_not("true or false", "true"))
+        self.value.get_ref().as_bool().ok_or_else(|| self.is_not("true or false", "true"))
     }
 
     /// The section.
@@ -205,8 +226,8 @@ impl<'a> Entry<'a> {
 
     /// The section whose keys are names.
     pub(crate) fn open(&self) -> Result<Section<'a>, Problem> {
-        let table = self.value.as_table().ok_or_else(|| {
-            let kind = self.value.type_str();
+        let table = self.value.get_ref().as_table().ok_or_else(|| {
+            let kind = self.value.get_ref().type_str();
             self.problem(format!("it is a {kind} and not a section"), format!("write it as a section: [{}]", self.path))
         })?;
         Ok(Section { file: self.file, name: self.path.clone(), at: self.at, table })
@@ -214,7 +235,7 @@ impl<'a> Entry<'a> {
 
     /// The whole number.
     pub(crate) fn number(&self, range: RangeInclusive<usize>) -> Result<usize, Problem> {
-        let number = self.value.as_integer().and_then(|n| usize::from_str_radix(n.as_str(), n.radix()).ok());
+        let number = self.value.get_ref().as_integer().and_then(|n| usize::from_str_radix(n.as_str(), n.radix()).ok());
         number.filter(|number| range.contains(number)).ok_or_else(|| {
             let (low, high) = (range.start(), range.end());
             self.problem("it is not a whole number in range", format!("write a number from {low} to {high}"))
@@ -223,7 +244,7 @@ impl<'a> Entry<'a> {
 
     /// The size in bytes.
     pub(crate) fn bytes(&self, example: &str) -> Result<u64, Problem> {
-        self.value.as_str().and_then(size::bytes).ok_or_else(|| {
+        self.value.get_ref().as_str().and_then(size::bytes).ok_or_else(|| {
             self.problem(
                 format!("{} is not a size", self.shown()),
                 format!(
@@ -236,7 +257,7 @@ impl<'a> Entry<'a> {
 
     /// The length of time.
     pub(crate) fn duration(&self, example: &str) -> Result<Duration, Problem> {
-        self.value.as_str().and_then(size::duration).ok_or_else(|| {
+        self.value.get_ref().as_str().and_then(size::duration).ok_or_else(|| {
             self.problem(
                 format!("{} is not a length of time", self.shown()),
                 format!("write a number and its unit (ms, s, min, h): {} = {example:?}", self.key),
@@ -265,7 +286,7 @@ impl<'a> Entry<'a> {
 
     /// The value for an error; only for keys that are no secrets.
     fn shown(&self) -> String {
-        match self.value {
+        match self.value.get_ref() {
             DeValue::String(text) => format!("{text:?}"),
             DeValue::Integer(number) => number.to_string(),
             other => format!("a {}", other.type_str()),

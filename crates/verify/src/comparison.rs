@@ -22,7 +22,7 @@ use crate::touched::Touched;
 use crate::{Difference, Job, Options, Watch};
 
 /// How long it is waited for a lock that the application holds while tables are divided, in milliseconds; then that is told, and tried again.
-const LOCK: u64 = 5_000;
+pub(crate) const LOCK: u64 = 5_000;
 
 /// What a report adds up over the fences.
 #[derive(Default)]
@@ -85,8 +85,8 @@ pub(crate) struct Comparison<'a> {
     pub id: &'a str,
     pub totals: Totals,
     sample: Option<f64>,
-    options: &'a Options,
-    watch: &'a dyn Watch,
+    pub options: &'a Options,
+    pub watch: &'a dyn Watch,
 }
 
 impl<'a> Comparison<'a> {
@@ -281,6 +281,8 @@ impl<'a> Comparison<'a> {
                 true => found.samples.into_iter().map(Difference::masked).collect(),
                 false => found.samples,
             },
+            left_out: Vec::new(),
+            query: None,
         };
         self.totals.held_ms.fetch_max(found.held_ms.unsigned_abs(), Ordering::Relaxed);
         state::judge(&notes, self.id, self.sample, table, found.seq, copies, &report).await?;

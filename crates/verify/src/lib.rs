@@ -8,6 +8,8 @@
 //!
 //! Where both sides stand still, the [`remainder`] is compared without any of that.
 //!
+//! What the plan gives by queries is held against them ([`derived`], [`queries`]).
+//!
 //! [`mend`] puts rows right that differ. [`reconcile`] runs the plan's checks, one by one ([`check`]).
 //!
 //! Shares no code with apply but for whose state the target has.
@@ -17,12 +19,14 @@ mod between;
 mod check;
 mod comparison;
 mod delta;
+mod derived;
 mod error;
 mod fence;
 mod idle;
 mod mend;
 mod pair;
 mod parts;
+mod queries;
 pub mod reconcile;
 mod recorded;
 mod remainder;
@@ -38,6 +42,7 @@ mod touched;
 
 pub use access::LogAccess;
 pub use check::{Checked, Databases, Fixing, OnlyIn, Outcome, Sample};
+pub use derived::derived;
 pub use mend::{Mended, Named, Rows, mend};
 pub use recorded::{ANOTHER_COPY, Held, PartDiffers, Recorded, Recordings, Replay, of_target};
 pub use remainder::{Remainder, Rest};

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Record, TableBegin, TableName, quote};
+use model::{CopyColumn, Record, TableBegin, TableName, quote};
 use pg::Session;
 use pg::catalog::{self, TargetColumn};
 
@@ -253,7 +253,7 @@ async fn pair(
         let Some(now) = there.remove(&begin.table) else {
             return Ok(Err(format!("table {} is not at the source any more", begin.table)));
         };
-        if now.columns != begin.columns {
+        if !CopyColumn::are_alike(&now.columns, &begin.columns) {
             return Ok(Err(format!("the columns of table {} changed at the source since it was copied", begin.table)));
         }
         if now.key != begin.key || now.root != begin.root {

@@ -64,6 +64,12 @@ pub struct TableReport {
     pub rechecked: u64,
     /// Some of those that differ.
     pub samples: Vec<Difference>,
+    /// Columns that were not compared: what they are depends on what they were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// Of a derived table: where its query was asked, and if not at its source, why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
 }
 
 /// Whether both sides are the same.
@@ -205,7 +211,7 @@ fn is_mask(text: &str) -> bool {
 /// Of a value, in characters: what a person looks at, and what can be kept of thousands.
 const SHOWN_OF_A_VALUE: usize = 4000;
 
-fn cut(value: &Option<String>) -> Option<String> {
+pub(crate) fn cut(value: &Option<String>) -> Option<String> {
     value.as_ref().map(|text| match text.char_indices().nth(SHOWN_OF_A_VALUE) {
         Some((at, _)) => format!("{}… ({} bytes)", &text[..at], text.len()),
         None => text.clone(),
@@ -230,6 +236,13 @@ pub fn text(report: &Report) -> String {
         );
         if let Some(why) = &table.why {
             text += &format!("             {why}\n");
+        }
+        if let Some(query) = &table.query {
+            text += &format!("             compared with its query {query}\n");
+        }
+        if !table.left_out.is_empty() {
+            let columns = table.left_out.join(", ");
+            text += &format!("             not compared, as they depend on what was there before: {columns}\n");
         }
         if table.verdict == Verdict::Different {
             let more = if table.more { ", and more" } else { "" };

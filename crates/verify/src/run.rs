@@ -107,6 +107,7 @@ async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Repo
             }
         });
     }
+    tables.extend(comparison.derived(&named).await?);
     // What an earlier run of it had done is not given up because nobody moves the tail just now.
     if !(options.resume && comparison.totals.idle.load(Ordering::Relaxed)) {
         state::end(&*comparison.notes.session().await?, &id).await?;

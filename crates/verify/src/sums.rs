@@ -158,9 +158,20 @@ impl Sum {
         Ok(sum)
     }
 
+    /// Of the texts `r` that a query gives.
+    pub async fn of_texts(session: &Session, hash: Hash, texts: &str) -> Result<Sum, VerifyError> {
+        Sum::found(rows(session, &Sum::query(&hash.over("", texts))).await?)
+    }
+
     async fn asked(side: &Side, hashes: &str) -> Result<Sum, VerifyError> {
-        let query = format!("SELECT count(*), coalesce(sum(a), 0), coalesce(sum(b), 0) FROM ({hashes}) h");
-        let found = side.rows(&query).await?;
+        Sum::found(side.rows(&Sum::query(hashes)).await?)
+    }
+
+    fn query(hashes: &str) -> String {
+        format!("SELECT count(*), coalesce(sum(a), 0), coalesce(sum(b), 0) FROM ({hashes}) h")
+    }
+
+    fn found(found: Vec<Row>) -> Result<Sum, VerifyError> {
         found.first().and_then(|row| Sum::parse(row)).ok_or_else(|| VerifyError::Again("a sum is no number".to_owned()))
     }
 

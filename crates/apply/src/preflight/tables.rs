@@ -117,12 +117,12 @@ fn rights(found: &Counterpart) -> Option<Finding> {
     Some(Finding::blocker(Code::PrivilegeMissing, format!("table {} of the target", found.name), why, next))
 }
 
-async fn has_rows(session: &Session, table: &TableName) -> Result<bool, ApplyError> {
+pub(super) async fn has_rows(session: &Session, table: &TableName) -> Result<bool, ApplyError> {
     Ok(session.query_one(&format!("SELECT EXISTS (SELECT FROM {})", table.quoted()), &[]).await?.get(0))
 }
 
 /// Those that fire although the rows' triggers have fired at the source already.
-async fn triggers(session: &Session, oids: &[u32]) -> Result<Vec<Finding>, ApplyError> {
+pub(super) async fn triggers(session: &Session, oids: &[u32]) -> Result<Vec<Finding>, ApplyError> {
     let rows = session
         .query(
             "SELECT n.nspname::text, c.relname::text, t.tgname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid

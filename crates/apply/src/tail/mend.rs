@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::{Lsn, Mend, Record};
+use model::{Code, Lsn, Mend, Record};
 use pg::Session;
 use tracing::{info, warn};
 
 use super::target;
+use super::touched::Touched;
 use super::write::Writer;
+use crate::derived::Derivations;
 use crate::lease::Lease;
 use crate::{ApplyError, CHANNEL, tables};
 
@@ -36,7 +38,12 @@ pub(super) async fn next(session: &Session) -> Result<BTreeMap<Arc<str>, Lsn>, A
 }
 
 /// Puts right what the tail, which stands at the checkpoint, has got to.
-pub(super) async fn apply(writer: &mut Writer<'_>, session: &Session, lease: Lease) -> Result<(), ApplyError> {
+pub(super) async fn apply(
+    writer: &mut Writer<'_>,
+    derived: &mut Derivations<'_>,
+    session: &Session,
+    lease: Lease,
+) -> Result<(), ApplyError> {
     let query = "SELECT m.source, m.id, m.lsn < c.lsn FROM crossfade.mend m JOIN crossfade.checkpoint c USING (source)
                   WHERE m.done_at IS NULL AND m.lsn <= c.lsn ORDER BY m.lsn, m.id";
     for row in session.query(query, &[]).await? {
@@ -44,10 +51,11 @@ pub(super) async fn apply(writer: &mut Writer<'_>, session: &Session, lease: Lea
         let query = "SELECT record FROM crossfade.mend WHERE source = $1::text AND id = $2::text";
         let record = session.query_one(query, &[&source, &id]).await?;
         lease.begin(session).await?;
+        derived.begins();
         let outcome = match tables::decode(record.get(0))? {
             // What it says was so once; what came since then is not in it.
             _ if late => Some("the tail was past it before it came".to_owned()),
-            Record::Mend(mend) => put_right(writer, session, source, &mend).await?,
+            Record::Mend(mend) => put_right(writer, derived, session, source, &mend).await?,
             _ => Some("it is of no use".to_owned()),
         };
         match &outcome {
@@ -64,6 +72,7 @@ pub(super) async fn apply(writer: &mut Writer<'_>, session: &Session, lease: Lea
 /// Says why it could not be done.
 async fn put_right(
     writer: &mut Writer<'_>,
+    derived: &mut Derivations<'_>,
     session: &Session,
     source: &str,
     mend: &Mend,
@@ -81,18 +90,29 @@ async fn put_right(
     }
     session.batch_execute("SAVEPOINT mend").await?;
     let replaced = async {
+        let reads = derived.read().contains(&target.origin);
+        let touched = if reads { Touched::replaced(&target, &mend.keys, &mend.rows) } else { Touched::default() };
+        derived.before(&touched).await?;
         writer.replace(&target, &mend.keys, &mend.rows).await?;
+        derived.after(&touched).await?;
+        derived.finish().await?;
         // Not at the commit, where it could not be undone alone.
         Ok::<_, ApplyError>(session.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await?)
     };
     match replaced.await {
         Ok(()) => Ok(None),
-        Err(error) if error.is_row() => {
+        Err(error) if error.is_row() || is_refused(&error) => {
             session.batch_execute("ROLLBACK TO mend").await?;
+            derived.undone();
             Ok(Some(error.to_string()))
         }
         Err(error) => Err(error),
     }
+}
+
+/// A derived table's rows, which come of the mended ones, are refused.
+fn is_refused(error: &ApplyError) -> bool {
+    matches!(error, ApplyError::Stop(problem) if matches!(problem.code, Code::Divergence | Code::RowRefused))
 }
 
 /// How many of the copies that lead into a table see the transaction, and are younger than what is said, and how many there are.

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use mapping::SourceTable;
 use model::{Code, Oid, Problem, Record, Relation, Snapshot, TableBegin, TableName};
 use pg::Session;
 use pg::catalog::{TargetColumn, target_columns};
 
+use crate::derived::home;
 use crate::{ApplyError, tables};
 
 /// What tells rows apart.
@@ -23,6 +25,8 @@ pub(super) enum Identity {
 /// A table that changes are written to.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
+    /// The table at the source, as queries name it: of a partition, the one at the top.
+    pub origin: SourceTable,
     /// The table here.
     pub into: TableName,
     /// Stands before its name, so that inheritance children are left alone.
@@ -32,7 +36,7 @@ pub(super) struct Target {
     pub identity: Identity,
     /// Changes of transactions that this sees are in the copy.
     pub copied: Snapshot,
-    /// Of a partition without a counterpart: the condition that its rows meet.
+    /// Of a partition without a counterpart: the condition that its rows meet. Without it all rows are the table's.
     pub bound: Option<String>,
 }
 
@@ -131,9 +135,18 @@ pub(super) async fn find(session: &Session, source: &str, relation: &Relation) -
             )
         })?);
     }
-    let bound = (into != *table).then(|| begin.partition_bound.clone());
+    let bound = (into != *table && !begin.partition_bound.is_empty()).then(|| begin.partition_bound.clone());
     let only = pg::catalog::only(session, &into).await?;
-    Ok(Some(Target { into, only, columns, identity: identity(relation, &begin), copied: begin.snapshot, bound }))
+    let origin = home::origin(source, &begin);
+    Ok(Some(Target {
+        origin,
+        into,
+        only,
+        columns,
+        identity: identity(relation, &begin),
+        copied: begin.snapshot,
+        bound,
+    }))
 }
 
 fn identity(relation: &Relation, begin: &TableBegin) -> Identity {
@@ -153,6 +166,7 @@ fn identity(relation: &Relation, begin: &TableBegin) -> Identity {
 impl Target {
     pub fn for_test(identity: Identity) -> Self {
         let into = TableName::new("public", "t");
-        Target { into, only: "", columns: Vec::new(), identity, copied: Snapshot::default(), bound: None }
+        let origin = SourceTable::new("shop", into.clone());
+        Target { origin, into, only: "", columns: Vec::new(), identity, copied: Snapshot::default(), bound: None }
     }
 }

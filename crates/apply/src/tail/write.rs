@@ -10,6 +10,8 @@ use super::checkpoint::{self, Checkpoint};
 use super::gather::{Group, Passed, Step};
 use super::hold::Hold;
 use super::mend;
+use super::touched::Touched;
+use crate::derived::Derivations;
 use crate::lease::Lease;
 use crate::{ApplyError, CHANNEL, Job};
 
@@ -34,11 +36,13 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) -> Result<(), ApplyError> {
     let mut writer = Writer::new(session);
+    let mut derived = Derivations::open(job, session, lease).await?;
     let mut open = false;
     let mut markers = Vec::new();
     let mut held: Option<Hold> = None;
-    mend::apply(&mut writer, session, lease).await?;
+    mend::apply(&mut writer, &mut derived, session, lease).await?;
     loop {
+        let looks = derived.looks().filter(|_| !open);
         let group = tokio::select! {
             biased;
             () = stop.cancelled() => {
@@ -46,6 +50,10 @@ pub(super) async fn run(
                     session.batch_execute("ROLLBACK").await?;
                 }
                 return Ok(());
+            }
+            () = at(looks) => {
+                derived.fill().await?;
+                continue;
             }
             group = ready.recv() => match group {
                 Some(group) => group,
@@ -56,13 +64,20 @@ pub(super) async fn run(
         if !open {
             lease.begin(session).await?;
             writer.begins();
+            derived.begins();
             if matches!(group.steps.first(), Some(Step::Truncate { .. })) {
                 // A transaction that is streamed has the origin of its first change; what a TRUNCATE writes first has none.
                 session.batch_execute("UPDATE crossfade.checkpoint SET rows = rows").await?;
             }
         }
+        let touched = Touched::of(&group.steps, derived.read());
+        derived.before(&touched).await?;
         for step in &group.steps {
             writer.step(step).await?;
+        }
+        derived.after(&touched).await?;
+        if !group.partial {
+            derived.finish().await?;
         }
         model::failpoint!("batch_written");
         for (source, advance) in &group.advances {
@@ -83,8 +98,14 @@ pub(super) async fn run(
         let end = if markers.is_empty() { "COMMIT".to_owned() } else { format!("NOTIFY {CHANNEL}; COMMIT") };
         session.batch_execute(&end).await.map_err(|error| at_commit(error.into(), &group))?;
         model::failpoint!("batch_committed");
+        let mut copied = false;
         for (source, _, marker) in markers.iter().filter(|(_, _, marker)| marker.kind == MarkerKind::Copy) {
             gate(job, session, lease, source, &marker.id).await?;
+            copied = true;
+        }
+        if copied {
+            // Their rows are others now.
+            derived.reload().await?;
         }
         if let Some((source, _, marker)) = markers.iter().find(|(_, _, marker)| marker.kind == MarkerKind::Hold) {
             held = Some(Hold::new(source, &marker.id));
@@ -97,7 +118,7 @@ pub(super) async fn run(
                     hold.stand(&job.endpoint, session, at, stop).await?.map(|lsn| (Arc::clone(&hold.source), lsn));
             }
             held = held.filter(|_| through.is_some());
-            mend::apply(&mut writer, session, lease).await?;
+            mend::apply(&mut writer, &mut derived, session, lease).await?;
             let mut stands = mend::next(session).await?;
             if let Some((source, through)) = through {
                 let stand = stands.entry(source).or_insert(through);
@@ -108,6 +129,14 @@ pub(super) async fn run(
                 passed.stands = stands;
             });
         }
+    }
+}
+
+/// At that time; never if there is none.
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use log::{Log, LogError, RecordReader};
-use model::{Header, Identity, Problem, Recopy, Record, Seq, TableBegin, TableName, TailBegin};
+use model::{CopyColumn, Header, Identity, Problem, Recopy, Record, Seq, TableBegin, TableName, TailBegin};
 use pg::catalog::Table;
 
 use crate::claim;
@@ -84,7 +84,7 @@ impl Progress {
     pub fn check_columns(&self, tables: &[Table]) -> Result<(), Problem> {
         let differs = |table: &&Table| {
             let copied = self.tables.get(&table.name).filter(|copied| copied.state != State::Void);
-            copied.is_some_and(|copied| copied.begin.columns != table.columns)
+            copied.is_some_and(|copied| !CopyColumn::are_alike(&copied.begin.columns, &table.columns))
         };
         match tables.iter().find(differs) {
             None => Ok(()),

@@ -85,6 +85,8 @@ pub(super) async fn copy(
         bytes_estimated: table.bytes,
         marker: marker::copy_id(&table.name, epoch),
         writer: running.writer.clone(),
+        full: table.identity == model::ReplicaIdentity::Full,
+        heirs: table.heirs,
     };
     begun.store(true, Ordering::Relaxed);
     log::append_record(&*job.log, &streams.copy, Record::TableBegin(begin)).await?;

@@ -43,7 +43,8 @@ pub(crate) async fn drill(
     };
     // Its own, so that nothing on the servers is taken for another drill's.
     let name = format!("drill_{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-    let own = plan.drill(&name, source.clone(), into, &drill::written()).ok_or_else(|| several_sources(&plan))?;
+    let own = plan.drill(&name, source.clone(), into, &drill::written()).filter(|plan| plan.derived.is_empty());
+    let own = own.ok_or_else(|| several_sources(&plan))?;
     let own = Arc::new(own);
     let comparison = wiring::comparison(&own)
         .await
@@ -126,7 +127,10 @@ fn several_sources(plan: &Plan) -> Problem {
     Problem::new(
         Code::PlanInvalid,
         format!("plan {:?}", plan.name),
-        "it has several sources: for these there is no way back, and one database cannot play them",
+        match plan.derived.is_empty() {
+            true => "it has several sources: for these there is no way back, and one database cannot play them",
+            false => "it has a [[table]]: for what queries give there is no way back, which a drill would go",
+        },
         "rehearse without --drill; `crossfade cutover --dry-run` says what is in the way of the cutover",
     )
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use model::Lsn;
 use pg::{PgError, Session};
+use plan::Plan;
 use tokio::time::Instant;
 
 /// Between two looks.
@@ -66,6 +67,14 @@ impl Phases {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Waits until the plan's derived tables are filled. What keeps them from it ends apply.
+pub(crate) async fn filled(session: &Session, plan: &Plan) -> Result<(), PgError> {
+    while !::apply::unfilled(session, plan).await?.is_empty() {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 /// Waits until what comes once copy and tail are joined is there: foreign keys, triggers and rules. Says how long that took since then, in seconds.

@@ -98,6 +98,28 @@ pub async fn run(job: &Job) -> Result<Report, Problem> {
     Ok(report)
 }
 
+/// What was found of a derived table: it is held against its query, and not against what was recorded.
+fn of_derived(found: verify::TableReport) -> TableReport {
+    let rows = || {
+        let counts = (found.missing, found.extra, found.different);
+        format!(
+            "of what its query gives {} rows are missing, {} are different, and {} are there that it does not give",
+            counts.0, counts.2, counts.1
+        )
+    };
+    TableReport {
+        why: if found.verdict == Verdict::Different { Some(rows()) } else { found.why.clone() },
+        lsn: (found.verdict != Verdict::Inconclusive).then(|| found.lsn.clone()),
+        verify: None,
+        rows: found.rows,
+        parts: found.parts,
+        different: Vec::new(),
+        verdict: found.verdict,
+        source: found.source,
+        table: found.table,
+    }
+}
+
 /// Reads what the log holds of each source, and says where to stop.
 async fn origins(job: &Job, copies: Vec<Copies>) -> Result<Vec<Origin>, Problem> {
     let mut live = match &job.against {
@@ -213,6 +235,9 @@ impl Rehearsal<'_> {
             if last && plan.target.schema == SchemaMode::Clone {
                 phases::finished(session).await?;
             }
+            if last {
+                phases::filled(session, plan).await?;
+            }
             Ok::<_, PgError>(())
         };
         tokio::select! {
@@ -272,6 +297,7 @@ impl Rehearsal<'_> {
             let names: BTreeSet<TableName> = there.chain(origin.recorded.keys().cloned()).collect();
             tables.extend(names.iter().map(|name| self.table(origin, name)));
         }
+        tables.extend(verify::derived(&self.job.into, &self.job.plan).await?.into_iter().map(of_derived));
         let since = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64(),
             _ => 0.0,

@@ -277,7 +277,11 @@ impl From<TableBegin> for wire::TableBegin {
             columns: begin
                 .columns
                 .into_iter()
-                .map(|column| wire::CopyColumn { name: column.name, r#type: column.type_name })
+                .map(|column| wire::CopyColumn {
+                    name: column.name,
+                    r#type: column.type_name,
+                    not_null: column.not_null,
+                })
                 .collect(),
             root: begin.root.map(Into::into),
             partition_bound: begin.partition_bound,
@@ -286,6 +290,8 @@ impl From<TableBegin> for wire::TableBegin {
             marker: begin.marker,
             key: begin.key,
             writer: begin.writer,
+            full: begin.full,
+            heirs: begin.heirs,
         }
     }
 }
@@ -304,7 +310,7 @@ impl TryFrom<wire::TableBegin> for TableBegin {
             columns: begin
                 .columns
                 .into_iter()
-                .map(|column| CopyColumn { name: column.name, type_name: column.r#type })
+                .map(|column| CopyColumn { name: column.name, type_name: column.r#type, not_null: column.not_null })
                 .collect(),
             key: begin.key,
             root: begin.root.map(Into::into),
@@ -313,6 +319,8 @@ impl TryFrom<wire::TableBegin> for TableBegin {
             bytes_estimated: begin.bytes_estimated,
             marker: begin.marker,
             writer: begin.writer,
+            full: begin.full,
+            heirs: begin.heirs,
         })
     }
 }

@@ -99,9 +99,6 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         (target, "schema = \"clone\"\nurl = \"postgres://h/d\"", "8 (target.url_env)", "both", "keep one"),
         ("name = \"shop\"", "", "1 (name)", "missing", "name = \"shop\""),
         // words of later versions
-        (end, "[[table]]\ninto = \"a.b\"\n", "11 (table)", "derived tables, which this version", "take it out"),
-        ("name =", "mirror = [\"public.*\"]\nname =", "1 (mirror)", "derived tables", "take it out"),
-        ("name =", "ignore = [\"public.*\"]\nname =", "1 (ignore)", "derived tables", "take it out"),
         (end, "[ddl]\nwatch = \"trigger\"\n", "11 (ddl)", "DDL", "take it out"),
         // names
         ("name = \"shop\"", "name = \"my shop\"", "1 (name)", "\"my shop\"", "a-z"),

@@ -269,7 +269,8 @@ impl Bench {
 async fn target(session: &Session, table: &str, identity: Identity) -> Target {
     let into = TableName::new("public", table);
     let columns = pg::catalog::target_columns(session, &into).await.unwrap();
-    Target { into, only: "ONLY ", columns, identity, copied: Snapshot::default(), bound: None }
+    let origin = mapping::SourceTable::new("shop", into.clone());
+    Target { origin, into, only: "ONLY ", columns, identity, copied: Snapshot::default(), bound: None }
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
                 }
                 model::failpoint!("tables_emptied");
                 for target in parts {
-                    let bound = target.bound.as_deref().filter(|bound| !bound.is_empty()).unwrap_or("true");
+                    let bound = target.bound.as_deref().unwrap_or("true");
                     self.session.batch_execute(&format!("DELETE FROM {} WHERE {bound}", target.into.quoted())).await?;
                 }
                 Ok(())

@@ -1,0 +1,121 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use model::{Code, Problem, TableName};
+
+use crate::{OnConflict, Plan, WhenMissing};
+
+const PLAN: &str = r#"name = "shop"
+mirror = ["public.country"]
+ignore = ["*.tmp_*"]
+[sources.shop]
+url = "postgres://app@source/shop"
+tables = ["public.*"]
+[log]
+url = "nats://127.0.0.1:4222"
+[target]
+url = "postgres://app@target/shop"
+schema = "exists"
+[[table]]
+into = "sales.customer"
+key = ["id"]
+sql = "SELECT id, name FROM shop.public.customer"
+[[table]]
+into = "sales.total"
+key = "customer_id"
+recompute_by = ["customer_id"]
+on_conflict = { status = "keep", updated_at = "greatest" }
+when_missing = "keep"
+affected_by = { "shop.public.orders" = "SELECT customer_id FROM changed" }
+sql = """
+SELECT customer_id,
+       sum(total) AS total
+  FROM shop.public.orders GROUP BY customer_id"""
+"#;
+
+fn parse(text: &str) -> Result<Plan, Problem> {
+    Plan::parse(text, Path::new("shop.toml"), &|_| None)
+}
+
+#[test]
+fn everything_that_is_said_of_a_table_is_heard() {
+    let plan = parse(PLAN).unwrap();
+    let [customer, total] = &plan.derived[..] else { panic!() };
+    assert_eq!((&customer.into, customer.line), (&TableName::new("sales", "customer"), 12));
+    assert_eq!((customer.key.as_slice(), customer.when_missing), (&["id".to_owned()][..], WhenMissing::Delete));
+    assert_eq!(customer.sql.place(0), (15, 8));
+    assert_eq!(
+        (total.key.as_slice(), total.recompute_by.as_slice()),
+        (&["customer_id".to_owned()][..], &total.key[..])
+    );
+    assert_eq!(total.on_conflict["updated_at"], OnConflict::Greatest);
+    assert_eq!((total.on_conflict["status"], total.when_missing), (OnConflict::Keep, WhenMissing::Keep));
+    let [affected] = &total.affected_by[..] else { panic!() };
+    assert_eq!((affected.source.as_str(), &affected.table), ("shop", &TableName::new("public", "orders")));
+    assert_eq!(affected.sql.place(7).0, 22);
+    assert_eq!(total.sql.place(total.sql.text.find("sum").unwrap()), (25, 8));
+}
+
+#[test]
+fn a_source_is_captured_but_for_what_is_ignored_and_goes_over_as_it_is_where_mirror_says_so() {
+    let of = |plan: &Plan, name: &str| {
+        let (source, table) = (plan.source("shop").unwrap().clone(), TableName::new("public", name));
+        (source.tables.selects(&table), source.as_is.selects(&table), source.ignored.selects(&table))
+    };
+    let plan = parse(PLAN).unwrap();
+    assert_eq!(of(&plan, "orders"), (true, false, false));
+    assert_eq!(of(&plan, "country"), (true, true, false));
+    assert_eq!(of(&plan, "tmp_1"), (false, false, true));
+    // A source's own stand beside those of the top.
+    let text = PLAN.replace("tables =", "mirror = [\"public.region\"]\nignore = [\"public.old\"]\ntables =");
+    let plan = parse(&text).unwrap();
+    assert_eq!((of(&plan, "country"), of(&plan, "region")), ((true, true, false), (true, true, false)));
+    assert_eq!((of(&plan, "tmp_1"), of(&plan, "old")), ((false, false, true), (false, false, true)));
+    assert!(plan.back().is_none());
+    // Without a [[table]] everything goes over as it is.
+    let text = PLAN.split("[[table]]").next().unwrap().replace("mirror = [\"public.country\"]\n", "");
+    let plan = parse(&text).unwrap();
+    assert_eq!((of(&plan, "orders"), of(&plan, "tmp_1")), ((true, true, false), (false, false, true)));
+}
+
+#[test]
+fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
+    let mut wrong = Vec::new();
+    for (old, new, place, why, next) in [
+        ("into = \"sales.customer\"\n", "", "12 (table.into)", "missing", "into = \"public.users\""),
+        ("sales.customer", "customer", "13 (table.into)", "\"customer\" is not", "with its schema"),
+        ("sales.customer", "crossfade.customer", "13 (table.into)", "crossfade is not the plan's", "into ="),
+        ("sales.total", "sales.customer", "17 (table.into)", "line 12", "UNION ALL"),
+        ("sales.customer", "public.country", "13 (table.into)", "`mirror` lets", "\"!public.country\""),
+        ("key = [\"id\"]", "key = [\"id\", \"id\"]", "14 (table.key)", "twice", "once"),
+        ("key = [\"id\"]", "keys = [\"id\"]", "14 (table.keys)", "no key `keys`", "`key`"),
+        ("key = [\"id\"]", "key = []", "14 (table.key)", "empty", "key = "),
+        ("\"SELECT id, name FROM shop.public.customer\"", "\" \"", "15 (table.sql)", "empty", "SELECT"),
+        ("sql = \"SELECT id, name FROM shop.public.customer\"", "", "12 (table.sql)", "missing", "SELECT"),
+        ("\"keep\", updated", "\"stay\", updated", "20 (table.on_conflict.status)", "\"stay\"", "\"keep\""),
+        ("when_missing = \"keep\"", "when_missing = \"no\"", "21 (table.when_missing)", "\"no\"", "\"delete\""),
+        ("\"shop.public.orders\"", "orders", "22 (table.affected_by.orders)", "source's table", "\"shop.public."),
+        ("when_missing = \"keep\"", "merge = \"max(total)\"", "21 (table.merge)", "which this version", "take it out"),
+        ("when_missing = \"keep\"", "where = \"true\"", "21 (table.where)", "which this version", "take it out"),
+        ("[log]", "[tenant.space]\n[log]", "7 (tenant)", "one schema per tenant, which", "take it out"),
+        ("[log]", "[[finding]]\n[log]", "7 (finding)", "which this version", "take it out"),
+        ("[log]", "[[back]]\n[log]", "7 (back)", "which this version", "take it out"),
+        ("[\"public.country\"]", "[]", "2 (mirror)", "no pattern selects", "without `!`"),
+        ("[\"*.tmp_*\"]", "\"*.tmp_*\"", "3 (ignore)", "not a list", "[\"public.*\""),
+    ] {
+        let problem = parse(&PLAN.replacen(old, new, 1)).expect_err(new);
+        let right = problem.code == Code::PlanInvalid
+            && problem.what == format!("shop.toml:{place}")
+            && problem.why.contains(why)
+            && problem.next.contains(next);
+        if !right {
+            wrong.push(format!("{new:?}: {problem:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let none = PLAN.split("[[table]]").next().unwrap();
+    let problem = parse(none).unwrap_err();
+    assert_eq!(problem.what, "shop.toml:2 (mirror)");
+    assert!(problem.why.contains("without a [[table]]"), "{problem}");
+}

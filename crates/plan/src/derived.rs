@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+
+use model::TableName;
+
+/// A table of the target whose rows a query over source tables gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Derived {
+    /// The relation of the target that they go into; no other [`Derived`] has it, and no source's table goes there as itself.
+    pub into: TableName,
+    /// The columns that tell its rows apart; empty if nothing is said.
+    pub key: Vec<String>,
+    /// The query.
+    pub sql: Sql,
+    /// The columns whose values name what changes together; empty: the key.
+    pub recompute_by: Vec<String>,
+    /// What happens to columns of rows that are there already, where something is said.
+    pub on_conflict: BTreeMap<String, OnConflict>,
+    /// What happens to rows that the query no longer gives.
+    pub when_missing: WhenMissing,
+    /// Which units a source table's changed rows affect, in the order of the file's keys.
+    pub affected_by: Vec<AffectedBy>,
+    /// The line of the plan that it begins in.
+    pub line: usize,
+}
+
+/// What a [`Derived`] says of one source table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AffectedBy {
+    /// The name of the source.
+    pub source: String,
+    /// Its table.
+    pub table: TableName,
+    /// The query of the units.
+    pub sql: Sql,
+}
+
+/// What happens to a column of a row that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnConflict {
+    /// It becomes what the query gives.
+    Overwrite,
+    /// It stays what it is.
+    Keep,
+    /// It becomes the greater of both.
+    Greatest,
+    /// It becomes the lesser of both.
+    Least,
+}
+
+/// What happens to a row that the query no longer gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenMissing {
+    /// It goes.
+    #[default]
+    Delete,
+    /// It stays.
+    Keep,
+}
+
+/// SQL as it stands in the plan: a string that knows where each of its characters is in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sql {
+    /// What it says.
+    pub text: String,
+    /// The string as it is written, quotes and escapes included; empty where it is not known.
+    written: String,
+    /// The line that it begins in, from 1.
+    pub line: usize,
+    /// The character of that line, from 1.
+    column: usize,
+}
+
+impl Sql {
+    /// What `written`, which begins at `line` and `column`, says.
+    pub(crate) fn new(text: &str, written: &str, line: usize, column: usize) -> Sql {
+        Sql { text: text.to_owned(), written: written.to_owned(), line, column }
+    }
+
+    /// Line and character of the file, both from 1, where the byte `offset` of the text stands.
+    pub fn place(&self, offset: usize) -> (usize, usize) {
+        let before = &self.written[..self.behind(offset)];
+        match before.rsplit_once('\n') {
+            Some((_, last)) => (self.line + before.matches('\n').count(), 1 + last.chars().count()),
+            None => (self.line, self.column + before.chars().count()),
+        }
+    }
+
+    /// How many bytes are written before the byte `offset` of the text.
+    fn behind(&self, offset: usize) -> usize {
+        let written = &self.written;
+        let quotes = if written.starts_with("\"\"\"") || written.starts_with("'''") { 3 } else { 1 };
+        let escapes = written.starts_with('"');
+        let mut at = quotes.min(written.len());
+        if quotes == 3 {
+            // A line's end directly behind the quotes is not part of the string.
+            at += ["\r\n", "\n"].into_iter().find(|end| written[at..].starts_with(end)).map_or(0, str::len);
+        }
+        let mut text = self.text.get(..offset).unwrap_or(&self.text).chars();
+        loop {
+            if escapes {
+                at += joined(&written[at..]);
+            }
+            let Some(next) = text.next() else { return at };
+            at += match written[at..].chars().next() {
+                Some('\\') if escapes => escape(&written[at..]),
+                Some('\r') if next == '\n' => 2,
+                Some(c) => c.len_utf8(),
+                None => return at,
+            };
+        }
+    }
+}
+
+/// The bytes at the beginning of `written` that say nothing: a backslash at a line's end, and all white space behind it.
+fn joined(written: &str) -> usize {
+    let Some(rest) = written.strip_prefix('\\') else { return 0 };
+    let line = rest.trim_start_matches([' ', '\t', '\r']);
+    if line.starts_with('\n') { written.len() - line.trim_ascii_start().len() } else { 0 }
+}
+
+/// The bytes of the escape that `written` begins with.
+fn escape(written: &str) -> usize {
+    let digits = match written.as_bytes().get(1) {
+        Some(b'x') => 2,
+        Some(b'u') => 4,
+        Some(b'U') => 8,
+        _ => 0,
+    };
+    (2 + digits).min(written.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_character_of_the_sql_is_found_in_the_file() {
+        let of = |written: &str, text: &str, part: &str| {
+            Sql::new(text, written, 7, 7).place(text.find(part).unwrap_or_default())
+        };
+        assert_eq!(of("\"SELECT x\"", "SELECT x", "x"), (7, 15));
+        assert_eq!(of("'SELECT x'", "SELECT x", "SELECT"), (7, 8));
+        assert_eq!(of("\"\"\"\nSELECT 'ü',\n  x\"\"\"", "SELECT 'ü',\n  x", "x"), (9, 3));
+        assert_eq!(of("\"\"\"SELECT 'ü',\n  x\"\"\"", "SELECT 'ü',\n  x", "'"), (7, 17));
+        assert_eq!(of("'''\r\nSELECT\r\n  x'''", "SELECT\n  x", "x"), (9, 3));
+        assert_eq!(of(r#""SELECT \"id\", \u00fc\nx""#, "SELECT \"id\", ü\nx", "x"), (7, 31));
+        assert_eq!(of("\"\"\"SELECT \\\n    \n  x\"\"\"", "SELECT x", "x"), (9, 3));
+        assert_eq!(Sql::new("SELECT", "\"SELECT\"", 7, 7).place(99), (7, 14));
+    }
+}
