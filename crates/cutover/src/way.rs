@@ -130,7 +130,9 @@ impl<'a> Way<'a> {
         self.judge()?;
         let mut switch = Switch { values: Vec::new(), triggers: String::new() };
         let derived: Vec<TableName> = plan.derived.iter().map(|derived| derived.into.clone()).collect();
-        switch.values.push(sequences::of_derived(target, &derived, plan.cutover.sequence_margin).await?);
+        if !derived.is_empty() {
+            switch.values.push(sequences::of_derived(target, &derived, plan.cutover.sequence_margin).await?);
+        }
         for (old, schemas) in olds.iter().zip(&schemas) {
             let values = sequences::read(&old.session, target, old.relations(), plan.cutover.sequence_margin).await?;
             self.sequences_left.extend(values.left.iter().cloned());

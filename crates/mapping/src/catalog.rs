@@ -115,6 +115,8 @@ pub struct TargetColumn {
     pub name: String,
     /// Its type, as `format_type` without a typmod has it.
     pub type_name: String,
+    /// Its type with its typmod, if it is one of Postgres's own: a CAST to it means the same at every server.
+    pub cast: Option<String>,
     /// Whether it is NOT NULL.
     pub not_null: bool,
     /// Whether an insert may leave it out: it has a default or is an identity column.

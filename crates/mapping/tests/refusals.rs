@@ -31,6 +31,7 @@ fn catalog() -> Catalog {
     let target = |name: &str, type_name: &str| TargetColumn {
         name: name.to_owned(),
         type_name: type_name.to_owned(),
+        cast: None,
         not_null: name == "id",
         has_default: false,
         generated: false,

@@ -18,6 +18,8 @@ pub struct Definition {
     pub heirs: bool,
     /// Whether it, or one of its partitions, is partitioned by hash.
     pub hashed: bool,
+    /// Whether one of its partitions has another key than it has itself.
+    pub keyed_apart: bool,
 }
 
 /// A column of a [`Definition`].
@@ -33,11 +35,31 @@ pub struct Column {
     pub toastable: bool,
 }
 
-const TABLES: &str = "\
+/// The columns of the replica identity of a `pg_class` by that alias.
+macro_rules! key {
+    ($class:literal) => {
+        concat!(
+            "SELECT array_agg(att.attname::text ORDER BY cols.place) AS names
+         FROM pg_index ind, unnest(ind.indkey::int2[]) WITH ORDINALITY cols(attnum, place), pg_attribute att
+        WHERE ind.indrelid = ",
+            $class,
+            ".oid AND cols.place <= ind.indnkeyatts AND att.attrelid = ",
+            $class,
+            ".oid AND att.attnum = cols.attnum
+          AND ind.indisvalid AND ind.indimmediate
+          AND CASE ",
+            $class,
+            ".relreplident WHEN 'i' THEN ind.indisreplident WHEN 'n' THEN false ELSE ind.indisprimary END"
+        )
+    };
+}
+
+const TABLES: &str = concat!(
+    "\
 SELECT n.nspname::text, c.relname::text,
        CASE WHEN c.relkind = 'p' THEN coalesce(l.whole, false) ELSE c.relreplident = 'f' END AS whole,
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid) AS heirs,
-       coalesce(l.hashed, false) AS hashed,
+       coalesce(l.hashed, false) AS hashed, coalesce(p.apart, false) AS keyed_apart,
        coalesce(k.names, '{}') AS key, a.names, a.types, a.not_null, a.toastable
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -53,14 +75,21 @@ SELECT n.nspname::text, c.relname::text,
          FROM pg_partition_tree(c.oid) t JOIN pg_class leaf ON leaf.oid = t.relid
          LEFT JOIN pg_partitioned_table by ON by.partrelid = t.relid WHERE c.relkind = 'p') l ON true
   LEFT JOIN LATERAL (
-       SELECT array_agg(att.attname::text ORDER BY cols.place) AS names
-         FROM pg_index ind, unnest(ind.indkey::int2[]) WITH ORDINALITY cols(attnum, place), pg_attribute att
-        WHERE ind.indrelid = c.oid AND cols.place <= ind.indnkeyatts AND att.attrelid = c.oid AND att.attnum = cols.attnum
-          AND ind.indisvalid AND ind.indimmediate
-          AND CASE c.relreplident WHEN 'i' THEN ind.indisreplident WHEN 'n' THEN false ELSE ind.indisprimary END) k ON true
+       ",
+    key!("c"),
+    ") k ON true
+  LEFT JOIN LATERAL (
+       SELECT bool_or(own.names IS DISTINCT FROM k.names) AS apart
+         FROM pg_partition_tree(c.oid) t JOIN pg_class leaf ON leaf.oid = t.relid
+         LEFT JOIN LATERAL (
+       ",
+    key!("leaf"),
+    ") own ON true
+        WHERE t.isleaf AND c.relkind = 'p') p ON true
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.relname = ANY ($1::text[])
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'crossfade') AND n.nspname !~ '^pg_(toast|temp)'
- ORDER BY 1, 2";
+ ORDER BY 1, 2"
+);
 
 /// All tables of these names, in whatever schema.
 ///
@@ -82,6 +111,7 @@ fn table(row: &Row) -> Definition {
         full: row.get("whole"),
         heirs: row.get("heirs"),
         hashed: row.get("hashed"),
+        keyed_apart: row.get("keyed_apart"),
     }
 }
 

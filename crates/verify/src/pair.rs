@@ -231,7 +231,13 @@ pub(crate) async fn load(
     }
     // What the plan selects and nobody has copied: new, attached, or selected since a moment ago.
     let known: BTreeSet<&TableName> = copied.iter().collect();
-    for (table, now) in there.into_iter().filter(|(table, _)| plan.tables.selects(table) && !known.contains(table)) {
+    let selects = |table: &TableName, root: Option<&TableName>| {
+        plan.tables.selects(table) || root.is_some_and(|root| plan.tables.selects(root))
+    };
+    for (table, now) in there {
+        if known.contains(&table) || !selects(&table, now.root.as_ref()) {
+            continue;
+        }
         if only.is_empty() || only.contains(&table) || now.root.is_some_and(|root| only.contains(&root)) {
             found.inconclusive.push((table, "the plan selects it, and no copy of it has begun; `crossfade run`, or `crossfade capture`, copies it when it is started again".to_owned()));
         }

@@ -21,6 +21,11 @@ const SOURCE: &str = "
     CREATE TABLE member (customer_id int NOT NULL, club int NOT NULL);
     ALTER TABLE member REPLICA IDENTITY FULL;
     CREATE TABLE price (code numeric PRIMARY KEY, cents int);
+    CREATE TABLE stay (id int, day int, customer_id int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+    CREATE TABLE stay_early PARTITION OF stay FOR VALUES FROM (0) TO (10);
+    ALTER TABLE stay_early ALTER customer_id SET NOT NULL;
+    CREATE TABLE stay_late PARTITION OF stay DEFAULT;
+    INSERT INTO stay SELECT i, i % 20, i % 8 FROM generate_series(1, 40) AS i;
     INSERT INTO member SELECT i, i % 3 FROM generate_series(1, 20) AS i;
     INSERT INTO price SELECT i, i * 10 FROM generate_series(1, 20) AS i;
     INSERT INTO customer SELECT i, 'n' || i % 7, 'c' || i % 3, i % 4 = 0, i, repeat(md5(i::text), 90) FROM generate_series(1, 40) AS i;
@@ -41,7 +46,8 @@ pub const TARGET: &str = "
     CREATE TABLE told (customer_id int, what text, times bigint);
     CREATE TABLE seen (customer_id int, day int, n bigint, PRIMARY KEY (customer_id, day));
     CREATE TABLE joined (customer_id int, club int, PRIMARY KEY (customer_id, club));
-    CREATE TABLE priced (code numeric PRIMARY KEY, cents int);
+    CREATE TABLE priced (code numeric PRIMARY KEY, cents numeric(10,2));
+    CREATE TABLE stayed (id int, day int, customer_id int, n bigint, PRIMARY KEY (id, day));
     CREATE TABLE worn (id int PRIMARY KEY, badge int UNIQUE, orders bigint)";
 
 /// Name, what else the plan says of it, and the query.
@@ -84,6 +90,11 @@ pub const DERIVED: &[(&str, &str, &str)] = &[
     ("joined", "key = [\"customer_id\", \"club\"]", "SELECT customer_id, club FROM shop.public.member"),
     ("priced", "key = [\"code\"]", "SELECT code, cents FROM shop.public.price"),
     (
+        "stayed",
+        "key = [\"id\", \"day\"]\nrecompute_by = [\"customer_id\"]",
+        "SELECT id, day, customer_id, count(*) OVER (PARTITION BY customer_id) AS n FROM shop.public.stay",
+    ),
+    (
         "worn",
         "key = [\"id\"]",
         "SELECT c.id, c.badge, (SELECT count(*) FROM shop.public.orders o WHERE o.customer_id = c.id) AS orders FROM shop.public.customer c",
@@ -106,7 +117,7 @@ pub fn section((name, says, sql): &(&str, &str, &str)) -> String {
     format!("[[table]]\ninto = \"public.{name}\"\n{says}\nsql = \"\"\"{sql}\"\"\"")
 }
 
-/// Every derived table holds what its query gives at the source, every value as text; and what goes over as it is does.
+/// Every derived table holds what its query gives at the source, every value as text of the target's type; and what goes over as it is does.
 pub async fn expect_equal(world: &World) -> Result<()> {
     expect_equal_but(world, "").await
 }
@@ -118,7 +129,11 @@ pub async fn expect_equal_but(world: &World, but: &str) -> Result<()> {
     for (name, _, sql) in DERIVED.iter().chain([&as_it_is]).filter(|(name, ..)| *name != but) {
         let sql = sql.replace("shop.public.", "public.");
         let columns = source.prepare(&sql).await?;
-        let columns: Vec<String> = columns.columns().iter().map(|column| format!("q.{}", column.name())).collect();
+        let names: Vec<&str> = columns.columns().iter().map(|column| column.name()).collect();
+        let types = "SELECT format('q.%I::%s', c, format_type(a.atttypid, a.atttypmod)) FROM unnest($1::text[]) WITH ORDINALITY AS u(c, at)
+                       JOIN pg_attribute a ON a.attrelid = $2::text::regclass AND a.attname = c ORDER BY at";
+        let columns = target.query(types, &[&names, &format!("public.{name}")]).await?;
+        let columns: Vec<String> = columns.iter().map(|row| row.get(0)).collect();
         let (want, have) = (
             rows(&source, &columns, &format!("({sql})")).await?,
             rows(&target, &columns, &format!("public.{name}")).await?,
@@ -140,8 +155,10 @@ async fn rows(client: &Client, columns: &[String], from: &str) -> Result<Vec<Str
 /// Every unique value goes to another row.
 pub const TURNED: &str = "UPDATE customer SET badge = m.low + m.high - badge FROM (SELECT min(badge) AS low, max(badge) AS high FROM customer) AS m";
 
-/// What comes and is gone within a batch leaves nothing, one of two equal rows leaves the other, and a key may change its text and stay equal.
-pub const DIRECTED: [&str; 3] = [
+/// What comes and is gone within a batch leaves nothing, one of two equal rows leaves the other, a key may change its text and stay equal, and what no row of one partition may be, those
+/// of another may.
+pub const DIRECTED: [&str; 4] = [
+    "UPDATE stay SET customer_id = NULL WHERE day >= 10 AND id % 3 = 0",
     "INSERT INTO member VALUES (70, 1); DELETE FROM member WHERE customer_id = 70; BEGIN; UPDATE member SET club = 9 WHERE customer_id = 1; UPDATE member SET club = 1 WHERE customer_id = 1; COMMIT",
     "INSERT INTO member VALUES (71, 1); DELETE FROM member WHERE customer_id = 71",
     "UPDATE price SET code = code::numeric(20, 2), cents = cents + 1 WHERE code < 9",

@@ -63,6 +63,8 @@ struct SourceTables {
     parents: BTreeSet<SourceTable>,
     /// Those that are partitioned by hash, and go into mirrors.
     hashed: BTreeSet<SourceTable>,
+    /// Those with a partition that has another key, and go into mirrors.
+    keyed_apart: BTreeSet<SourceTable>,
     /// Partitioned ones that go into mirrors, but for a partition that goes over as it is.
     torn: BTreeMap<SourceTable, TableName>,
     /// Others of these names, and why they are not captured.
@@ -134,6 +136,9 @@ impl SourceTables {
                 }
                 if definition.hashed && !source.as_is.selects(&definition.name) {
                     self.hashed.insert(name.clone());
+                }
+                if definition.keyed_apart && !source.as_is.selects(&definition.name) {
+                    self.keyed_apart.insert(name.clone());
                 }
                 self.tables.push(table(name, definition));
             } else if source.ignored.selects(&definition.name) {
@@ -228,9 +233,20 @@ fn partitioned(plan: &Plan, derived: &Derived, compiled: &Compiled, sources: &So
         let next = format!("let `mirror` name \"{}\", or none of its partitions", table.table);
         return Some(of_table(plan, derived, why, next));
     }
-    let table = sources.hashed.iter().find(read)?;
-    let why =
-        format!("it reads {table}, which is partitioned by hash: the rows of one partition cannot be told in a mirror");
+    let hashed = sources
+        .hashed
+        .iter()
+        .find(read)
+        .map(|table| (table, "which is partitioned by hash: the rows of one partition cannot be told in a mirror"));
+    let apart = || {
+        let table = sources.keyed_apart.iter().find(read)?;
+        Some((
+            table,
+            "a partition of which has another key than it has itself: rows of several with one key would meet in a mirror",
+        ))
+    };
+    let (table, because) = hashed.or_else(apart)?;
+    let why = format!("it reads {table}, {because}");
     let next = format!("let `mirror` name \"{}\", and create it in the target with the same partitions", table.table);
     Some(of_table(plan, derived, why, next))
 }

@@ -73,6 +73,22 @@ fn home(source: &str, into: &TableName, begin: &TableBegin) -> TableName {
     if into.schema == SCHEMA { into.clone() } else { origin(source, begin).table }
 }
 
+fn identity(begin: &TableBegin) -> Vec<String> {
+    let all = || begin.columns.iter().map(|column| column.name.clone()).collect();
+    if begin.key.is_empty() && begin.full { all() } else { begin.key.clone() }
+}
+
+/// Of a partitioned table holds what holds of each partition.
+fn merge(known: &mut Table, begin: &TableBegin) {
+    for column in &mut known.columns {
+        column.not_null &= begin.columns.iter().any(|other| other.name == column.name && other.not_null);
+    }
+    known.full &= begin.full;
+    if known.identity != identity(begin) {
+        known.identity.clear();
+    }
+}
+
 impl Known {
     pub async fn load(session: &Session) -> Result<Known, ApplyError> {
         let mut known = Known {
@@ -113,7 +129,8 @@ impl Known {
             self.tops.insert(SourceTable::new(source, begin.table.clone()), name.clone());
         }
         self.into.entry(name.clone()).or_default().insert(into.clone());
-        if self.homes.0.contains_key(&name) {
+        if let Some(known) = self.catalog.tables.iter_mut().find(|table| table.name == name) {
+            merge(known, begin);
             return;
         }
         let home = home(source, &into, begin);
@@ -131,13 +148,11 @@ impl Known {
             }
             return;
         }
-        let all = || begin.columns.iter().map(|column| column.name.clone()).collect();
-        let identity = if begin.key.is_empty() && begin.full { all() } else { begin.key.clone() };
         if begin.heirs {
             self.heirs.insert(name.clone());
         }
         self.homes.0.insert(name.clone(), home);
-        self.catalog.tables.push(Table { name, columns, identity, full: begin.full });
+        self.catalog.tables.push(Table { name, columns, identity: identity(begin), full: begin.full });
     }
 
     /// Where the rows of a source's table go, and its source.
@@ -277,13 +292,15 @@ pub(crate) async fn functions(session: &Session) -> Result<Vec<Function>, ApplyE
 /// A relation of the target that rows go into; without columns if there is none of that name.
 pub(crate) async fn relation(session: &Session, into: &TableName) -> Result<Target, ApplyError> {
     let query = "SELECT a.attname::text, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,
-                        a.attgenerated <> '', a.attidentity = 'a'
+                        a.attgenerated <> '', a.attidentity = 'a',
+                        CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN format_type(a.atttypid, a.atttypmod) END
                    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
                   WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
     let columns = session.query(query, &[&into.quoted()]).await?;
     let column = |row: &Row| TargetColumn {
         name: row.get(0),
         type_name: row.get(1),
+        cast: row.get(6),
         not_null: row.get(2),
         has_default: row.get(3),
         generated: row.get(4),

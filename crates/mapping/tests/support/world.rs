@@ -203,12 +203,13 @@ pub async fn functions(session: &Session) -> Vec<Function> {
 /// The columns of a relation of the target.
 pub async fn target(session: &Session, into: &TableName, key: &[String]) -> Target {
     let sql = format!(
-        "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = {}::regclass AND attnum > 0 ORDER BY attnum",
+        "SELECT attname, format_type(atttypid, NULL), format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = {}::regclass AND attnum > 0 ORDER BY attnum",
         model::quote::literal(&into.quoted())
     );
     let columns = session.rows(&sql).await.into_iter().map(|row| TargetColumn {
         name: row[0].clone().unwrap(),
         type_name: row[1].clone().unwrap(),
+        cast: row[2].clone(),
         not_null: false,
         has_default: false,
         generated: false,

@@ -49,12 +49,16 @@ impl Comparison<'_> {
         }
         let mut pairs = loaded.pairs;
         if let Some(leaf) = not_copied(&session, &reads, &pairs).await? {
-            return Ok(Tried::Impossible(format!("the query would read partition {leaf} there, which is not copied")));
+            return Ok(open(format!(
+                "its query reads partition {leaf} at the source, and no copy of that has begun; `crossfade run`, or `crossfade capture`, copies it when it is started again"
+            )));
         }
         let columns: Vec<String> = match session.prepare(&oracle.over_sources).await.map_err(PgError::from) {
             Ok(statement) => statement.columns().iter().map(|column| column.name().to_owned()).collect(),
             // What it calls may be at the target only.
-            Err(error @ PgError::Server(_)) => return Ok(Tried::Impossible(error.to_string())),
+            Err(error @ PgError::Server(_)) if pg::policy(&error) != pg::Policy::Retry => {
+                return Ok(Tried::Impossible(error.to_string()));
+            }
             Err(error) => return Err(error.into()),
         };
         if let Some(Idle { why, next }) = idle::idle(&session, notes, &plan.name, name).await? {
