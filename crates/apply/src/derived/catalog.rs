@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mapping::{Catalog, Compiled, Places, SourceTable, Trouble, TroubleKind, Usual};
+use mapping::{Catalog, Compiled, Places, SourceTable, Trouble, Usual};
 use model::{Code, Problem, TableName};
 use pg::definitions::{self, Definition};
 use pg::{Endpoint, PgError, Session};
@@ -275,11 +275,7 @@ async fn absent(
 
 /// A table that is there and not captured is not one that is unknown.
 fn explained(trouble: &Trouble, sources: &SourceTables) -> Trouble {
-    let known = sources.others.iter().find(|(table, _)| {
-        let names = [table.to_string(), table.table.to_string(), table.table.name.clone()];
-        names.iter().any(|name| trouble.what == format!("table {name}"))
-    });
-    match known.filter(|_| trouble.kind == TroubleKind::UnknownTable) {
+    match sources.others.iter().find(|(table, _)| kept::misses(trouble, table)) {
         None => trouble.clone(),
         Some((table, why)) => Trouble {
             why: format!("source {:?} has it, but {why}", table.source),

@@ -211,11 +211,7 @@ impl Known {
 
     /// A table that is not known for good: the log has told of it, and the target has it not.
     fn absent(&self, derived: &plan::Derived, troubles: &[Trouble]) -> Option<Problem> {
-        let named = |table: &&SourceTable| {
-            let names = [table.to_string(), table.table.to_string(), table.table.name.clone()];
-            troubles.iter().any(|trouble| names.iter().any(|name| trouble.what == format!("table {name}")))
-        };
-        let table = self.absent.iter().find(named)?;
+        let table = self.absent.iter().find(|table| troubles.iter().any(|trouble| misses(trouble, table)))?;
         Some(Problem::new(
             Code::TargetMissing,
             format!("derived table {}, line {} of the plan", derived.into, derived.line),
@@ -226,18 +222,11 @@ impl Known {
             "create it there, as at the source, partitions below it",
         ))
     }
-}
 
-impl Known {
     /// A partition is read through the table at its top: its rows are nowhere by themselves.
     fn of_partition(&self, derived: &plan::Derived, troubles: &[Trouble]) -> Option<Problem> {
-        let is = |table: &SourceTable, trouble: &&Trouble| {
-            let names = [table.to_string(), table.table.to_string(), table.table.name.clone()];
-            trouble.kind == TroubleKind::UnknownTable
-                && names.iter().any(|name| trouble.what == format!("table {name}"))
-        };
-        let (partition, top) =
-            self.tops.iter().find(|(partition, _)| troubles.iter().any(|trouble| is(partition, &trouble)))?;
+        let missed = |partition: &SourceTable| troubles.iter().any(|trouble| misses(trouble, partition));
+        let (partition, top) = self.tops.iter().find(|(partition, _)| missed(partition))?;
         Some(Problem::new(
             Code::SqlRefused,
             format!("derived table {}, line {} of the plan", derived.into, derived.line),
@@ -245,6 +234,12 @@ impl Known {
             format!("read {top}, with a WHERE on what it is partitioned by"),
         ))
     }
+}
+
+/// Whether a query does not find this table, however it names it.
+pub(crate) fn misses(trouble: &Trouble, table: &SourceTable) -> bool {
+    let names = [table.to_string(), table.table.to_string(), table.table.name.clone()];
+    trouble.kind == TroubleKind::UnknownTable && names.iter().any(|name| trouble.what == format!("table {name}"))
 }
 
 /// The first of what is wrong, where it stands in the plan.
