@@ -5,15 +5,21 @@ use model::quote;
 use crate::compile::Subject;
 use crate::derived::{OnConflict, WhenMissing};
 
-/// The statement that inserts what is new of `rows` (a relation or subquery) and updates what is different.
+/// The statement that inserts `rows` (a relation or subquery).
+pub(crate) fn insert(subject: &Subject<'_>, rows: &str) -> String {
+    let names = subject.names();
+    let columns = quote::idents(names.iter().map(String::as_str));
+    format!(
+        "INSERT INTO {} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {rows} AS r",
+        subject.derived.into.quoted()
+    )
+}
+
+/// The statement that inserts what is new of `rows` and updates what is different.
 pub(crate) fn upsert(subject: &Subject<'_>, rows: &str) -> String {
     let derived = subject.derived;
     let names = subject.names();
-    let columns = quote::idents(names.iter().map(String::as_str));
-    let mut sql = format!(
-        "INSERT INTO {} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {rows} AS r",
-        derived.into.quoted()
-    );
+    let mut sql = insert(subject, rows);
     if derived.key.is_empty() {
         return sql;
     }

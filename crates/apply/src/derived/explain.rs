@@ -1,12 +1,12 @@
 //! What keeps derived tables current, for people: all statements, and which of them read a whole mirror.
 
-use mapping::{Compiled, Places, Side, SourceTable, Usual, Way};
+use mapping::{Compiled, Places, Question, Side, SourceTable, Usual, Way};
 use model::{Problem, TableName};
 use pg::Session;
 use plan::{Derived, Plan};
 use serde_json::Value;
 
-use super::catalog::{CompileError, compile_all, home, of_table, problem};
+use super::catalog::{All, CompileError, compile_all, home, of_table, problem};
 use super::trial::is_planned;
 use crate::ApplyError;
 
@@ -45,13 +45,14 @@ pub enum Look {
     NotYet(Vec<TableName>),
 }
 
-/// Explains all derived tables of the plan, in its order.
+/// Explains all derived tables of the plan, in its order, and says what its findings ask.
 ///
 /// # Errors
 /// As [`compile_all`].
-pub async fn explain(plan: &Plan, target: &Session) -> Result<Vec<Explained>, CompileError> {
+pub async fn explain(plan: &Plan, target: &Session) -> Result<(Vec<Explained>, Vec<Question>), CompileError> {
+    let All { tables, questions } = compile_all(plan, target).await?;
     let mut all = Vec::new();
-    for (declared, compiled) in plan.derived.iter().zip(compile_all(plan, target).await?) {
+    for (declared, compiled) in plan.derived.iter().zip(tables) {
         let mut explained = Explained {
             declared: declared.clone(),
             statements: statements(&compiled),
@@ -62,7 +63,7 @@ pub async fn explain(plan: &Plan, target: &Session) -> Result<Vec<Explained>, Co
         look(plan, target, &mut explained).await?;
         all.push(explained);
     }
-    Ok(all)
+    Ok((all, questions))
 }
 
 fn statements(compiled: &Compiled) -> Vec<Statement> {

@@ -19,39 +19,16 @@ pub(crate) struct Kept {
     pub compiled: Compiled,
 }
 
-/// A declaration as the compiler reads it.
-pub(crate) fn declared(derived: &plan::Derived) -> mapping::Derived {
-    let rule = |rule: &plan::OnConflict| match rule {
-        plan::OnConflict::Overwrite => mapping::OnConflict::Overwrite,
-        plan::OnConflict::Keep => mapping::OnConflict::Keep,
-        plan::OnConflict::Greatest => mapping::OnConflict::Greatest,
-        plan::OnConflict::Least => mapping::OnConflict::Least,
-    };
-    mapping::Derived {
-        into: derived.into.clone(),
-        key: derived.key.clone(),
-        sql: derived.sql.text.clone(),
-        recompute_by: derived.recompute_by.clone(),
-        on_conflict: derived.on_conflict.iter().map(|(column, chosen)| (column.clone(), rule(chosen))).collect(),
-        when_missing: match derived.when_missing {
-            plan::WhenMissing::Delete => mapping::WhenMissing::Delete,
-            plan::WhenMissing::Keep => mapping::WhenMissing::Keep,
-        },
-        affected_by: derived
-            .affected_by
-            .iter()
-            .map(|said| (SourceTable::new(&*said.source, said.table.clone()), said.sql.text.clone()))
-            .collect(),
-    }
-}
-
 /// What of a declaration decides on the rows: another one, and the table is filled anew.
 pub(crate) fn fingerprint(derived: &plan::Derived) -> String {
-    let mut parts = vec![derived.sql.text.clone(), derived.key.join(","), derived.recompute_by.join(",")];
+    let mut texts = derived.parts.iter().map(plan::Part::text);
+    let mut parts = vec![texts.next().unwrap_or_default(), derived.key.join(","), derived.recompute_by.join(",")];
     parts.extend(derived.on_conflict.iter().map(|(column, rule)| format!("{column}={rule:?}")));
     parts.push(format!("{:?}", derived.when_missing));
     // What affects a table decides when it is made anew, and not what it is; with a better word on that it may have to be.
     parts.extend(derived.affected_by.iter().map(|said| format!("{}.{}={}", said.source, said.table, said.sql.text)));
+    parts.extend(texts.map(|text| format!("and {text}")));
+    parts.extend(derived.merge.iter().map(|merge| format!("merge {}", merge.text)));
     parts.join("\u{1f}")
 }
 
@@ -155,6 +132,10 @@ impl Known {
         self.catalog.tables.push(Table { name, columns, identity: identity(begin), full: begin.full });
     }
 
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// Where the rows of a source's table go, and its source.
     pub fn mirrors(&self, table: &SourceTable) -> Vec<(String, TableName)> {
         let into = self.into.get(table).into_iter().flatten();
@@ -176,7 +157,7 @@ impl Known {
             )
             .into());
         }
-        let compiled = match mapping::compile(&declared(derived), &catalog, &self.homes) {
+        let compiled = match mapping::compile(derived, &catalog, &self.homes) {
             Ok(compiled) => compiled,
             Err(troubles) if troubles.iter().any(|trouble| trouble.kind == TroubleKind::UnknownTable) => {
                 let problem = self.of_partition(derived, &troubles).or_else(|| self.absent(derived, &troubles));
@@ -247,7 +228,7 @@ fn refused(derived: &plan::Derived, troubles: &[Trouble]) -> ApplyError {
     let Some(trouble) = troubles.first() else {
         return Problem::new(Code::Internal, "a derived table", "it is refused without a reason", "report it").into();
     };
-    let (line, column) = derived.sql.place(trouble.at.map_or(0, |at| at.offset));
+    let (line, column) = trouble.at.map_or(derived.place(), |at| (at.line, at.column));
     Problem::new(
         Code::PlanInvalid,
         format!("derived table {}, line {line}, column {column} of the plan: {}", derived.into, trouble.what),

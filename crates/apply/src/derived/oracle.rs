@@ -37,8 +37,9 @@ pub async fn derived(session: &Session, plan: &Plan) -> Result<Vec<Derived>, App
         let compiled = known.compile(session, derived).await?;
         let reads = compiled.as_ref().map(|compiled| compiled.sources.clone()).unwrap_or_default();
         let mirrors = reads.iter().flat_map(|read| known.mirrors(read)).collect();
+        let key = compiled.as_ref().map_or(&derived.key, |compiled| &compiled.key).clone();
         let oracle = compiled.map(|compiled| compiled.oracle);
-        all.push(Derived { into: derived.into.clone(), key: derived.key.clone(), oracle, reads, mirrors });
+        all.push(Derived { into: derived.into.clone(), key, oracle, reads, mirrors });
     }
     Ok(all)
 }

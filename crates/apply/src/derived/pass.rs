@@ -235,7 +235,7 @@ impl<'a> Derivations<'a> {
         let sql = format!("SAVEPOINT crossfade_derived; {}; RELEASE crossfade_derived", statements.join(";\n"));
         match self.session.batch_execute(&sql).await.map_err(ApplyError::from) {
             Ok(()) => Ok(()),
-            Err(error) if error.is_constraint() && !kept.declared.key.is_empty() => {
+            Err(error) if error.is_constraint() && !kept.compiled.key.is_empty() => {
                 self.session.batch_execute("ROLLBACK TO crossfade_derived; RELEASE crossfade_derived").await?;
                 model::failpoint!("derived_undone");
                 self.session.batch_execute("SET CONSTRAINTS ALL DEFERRED").await?;
@@ -252,11 +252,11 @@ impl<'a> Derivations<'a> {
         let (into, stay) = (derived.into.quoted(), self.homes.scratch(&derived.into, "stay"));
         let target = super::kept::relation(self.session, &derived.into).await?;
         let equal = |one: &str, other: &str| {
-            let each = derived.key.iter().map(|name| format!("{one}.{0} = {other}.{0}", quote::ident(name)));
+            let each = kept.compiled.key.iter().map(|name| format!("{one}.{0} = {other}.{0}", quote::ident(name)));
             each.collect::<Vec<_>>().join(" AND ")
         };
         let mut set = Vec::new();
-        for name in kept.compiled.columns.iter().filter(|name| !derived.key.contains(name)) {
+        for name in kept.compiled.columns.iter().filter(|name| !kept.compiled.key.contains(name)) {
             if target.columns.iter().any(|column| column.name == *name && column.identity_always) {
                 continue;
             }
