@@ -72,9 +72,11 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
     Ok(!wanted.is_subset(&found))
 }
 
-/// Another process of the plan that starts at the same time may have done the same a moment ago; which of them goes on, slot and log decide.
+/// Another process of the plan that starts at the same time may have done the same a moment ago, or in the same one: then a catalog's unique index says so. Which of
+/// them goes on, slot and log decide.
 fn unless_done(result: Result<(), tokio_postgres::Error>) -> Result<(), tokio_postgres::Error> {
-    result.or_else(|error| if error.code() == Some(&SqlState::DUPLICATE_OBJECT) { Ok(()) } else { Err(error) })
+    let done = [SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION];
+    result.or_else(|error| if error.code().is_some_and(|code| done.contains(code)) { Ok(()) } else { Err(error) })
 }
 
 /// Changes a catalog, and nothing that anybody sees. What a slot knows of the catalogs is from its start and is looked up anew only after a transaction that

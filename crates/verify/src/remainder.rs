@@ -150,7 +150,8 @@ impl Origin<'_> {
         self.drift(rest).await?;
         self.touched.until(applied(&self.target.leader, &self.plan.name).await?).await?;
         // What both versions share goes on being written.
-        for pair in self.pairs.iter().filter(|pair| !self.plan.shared.selects(&pair.table)) {
+        let shared = |pair: &&Arc<Pair>| pair.sources.iter().any(|table| self.plan.shared.selects(table));
+        for pair in self.pairs.iter().filter(|pair| !shared(pair)) {
             match self.touched.keys(&pair.table) {
                 Some(keys) => self.rows(pair, keys, rest).await?,
                 None => self.whole(pair, rest).await?,
