@@ -1,9 +1,10 @@
-//! Given an application that wants to TRUNCATE or ALTER a table while it is copied: it waits, but not for long, and nothing is lost.
+//! Given an application that wants to TRUNCATE or ALTER a table while it is copied: it waits, but not for long, and nothing is lost. And given one whose own locks
+//! are in a deadlock while its tables are published.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use crossfade_tests::{Crossfade, Nats, Running, World, until};
+use crossfade_tests::{Cluster, Crossfade, Nats, Running, World, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::JoinHandle;
@@ -140,4 +141,47 @@ async fn and_so_does_pg_dump() -> Result<()> {
     crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
     world.expect_equal().await?;
     run.stop().await
+}
+
+/// The server may end a deadlock at the cost of whoever waits beside it, if that one looks first.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_victim_of_the_applications_deadlock_publishes_all_the_same() -> Result<()> {
+    let source = Cluster::build().set("deadlock_timeout", "5s").start()?;
+    let world = World::of(source, Cluster::start()?, None)?;
+    world.at_source(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE c (id int PRIMARY KEY); INSERT INTO b VALUES (1)",
+    )?;
+    let crossfade = world.crossfade()?;
+    let mut run = crossfade.start_standing(&["run"], "publication_altered", Duration::from_secs(2))?;
+    let published = async |count: &str| {
+        until("tables to be published", MINUTE, || async {
+            Ok((world.at_source("SELECT count(*) FROM pg_publication_rel")? == count).then_some(()))
+        })
+        .await
+    };
+    published("1").await?;
+    let (first, second) = (world.source.client("app").await?, world.source.client("app").await?);
+    let pid: i32 = first.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    // Neither of the two looks for it, so that it is the third that does.
+    first.batch_execute("SET deadlock_timeout = '1h'; BEGIN; LOCK TABLE b").await?;
+    second.batch_execute("SET deadlock_timeout = '1h'; BEGIN; LOCK TABLE c").await?;
+    let waiting = async |count: &str| {
+        let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        until("sessions to wait", MINUTE, || async { Ok((world.at_source(sql)? == count).then_some(())) }).await
+    };
+    waiting("1").await?;
+    let second = tokio::spawn(async move { second.batch_execute("LOCK TABLE b; COMMIT").await });
+    waiting("2").await?;
+    let first = tokio::spawn(async move { first.batch_execute("LOCK TABLE c").await });
+    until("the deadlock to be seen", MINUTE, || async {
+        Ok(run.log_tail().contains("with us as the victim").then_some(()))
+    })
+    .await?;
+    world.at_source(&format!("SELECT pg_terminate_backend({pid})"))?;
+    ensure!(first.await?.is_err(), "the application's first session got what it waited for");
+    second.await??;
+    published("3").await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    run.stop().await?;
+    world.expect_equal().await
 }

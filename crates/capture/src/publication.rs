@@ -6,6 +6,7 @@ use model::{Code, Problem, TableName, quote};
 use pg::catalog::Table;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tracing::warn;
 
 use crate::select::{Published, published};
 use crate::{CaptureError, Job};
@@ -60,12 +61,21 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
             BTreeSet::new()
         }
     };
-    // One by one: who locks several tables can meet the application's TRUNCATE in a deadlock, and either can be the victim.
+    // One by one: who locks several tables can meet the application's TRUNCATE in a deadlock.
     for (verb, tables) in [("ADD", wanted.difference(&found)), ("DROP", found.difference(wanted))] {
         for table in tables {
             let table = table.quoted();
             let alter = format!("ALTER PUBLICATION {} {verb} TABLE ONLY {table}", quote::ident(name));
-            unless_done(client.batch_execute(&alter).await)?;
+            // Who waits for one table alone is in nobody's way for long, and can be the victim all the same, of two others that wait for each other.
+            while let Err(error) = unless_done(client.batch_execute(&alter).await) {
+                if error.code() != Some(&SqlState::T_R_DEADLOCK_DETECTED) {
+                    return Err(error.into());
+                }
+                warn!(
+                    publication = name,
+                    "the server ended a deadlock of others with us as the victim: {error}; trying again"
+                );
+            }
             model::failpoint!("publication_altered");
         }
     }
