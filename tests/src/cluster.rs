@@ -294,10 +294,11 @@ impl Cluster {
 
     fn configure(&self, builder: &ClusterBuilder) -> Result<()> {
         let folder = self.folder.path().display();
+        // A server that stops waits that long for a connection whose first bytes do not come; by default as long as we wait for it.
         let mut conf = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{folder}'\nwal_level = logical\n\
              max_wal_senders = 20\nmax_replication_slots = 20\nmax_worker_processes = 20\nmax_connections = 100\n\
-             fsync = off\nmax_wal_size = '4GB'\nlog_line_prefix = '%m [%p] %q%a '\n",
+             fsync = off\nmax_wal_size = '4GB'\nauthentication_timeout = '20s'\nlog_line_prefix = '%m [%p] %q%a '\n",
             self.port()
         );
         for (name, value) in &builder.settings {
