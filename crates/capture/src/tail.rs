@@ -188,6 +188,7 @@ impl Tail {
                             self.outcomes.rolled_back(&self.running.job, &committed.subtransactions).await?;
                         self.assembler.settle(&committed, &rolled_back, &mut self.packer)?;
                     }
+                    self.stream.pass_over(self.assembler.leaves_rows_out());
                 }
                 Frame::Keepalive { end, reply } => self.keepalive(end, reply).await?,
             }

@@ -284,6 +284,34 @@ async fn a_value_larger_than_the_channel_passes() {
 }
 
 #[tokio::test]
+async fn a_large_value_of_no_interest_is_passed_over_and_what_is_behind_it_arrives() {
+    let cluster = Cluster::start(&[]);
+    let (session, mut stream) = begin(&cluster, "CREATE TABLE public.t (b text)").await;
+    let insert = "INSERT INTO public.t VALUES ('first'), (repeat('x', 40000000)), (repeat('y', 50000000)), ('last')";
+    let values = |messages: &[PgOutput]| -> Vec<String> {
+        let value = |message: &PgOutput| match message {
+            PgOutput::Insert { new, .. } => {
+                let text = String::from_utf8(new.cells().next()?.text()?.to_vec()).unwrap();
+                Some(if text.len() < 10 { text } else { format!("{} {}", &text[..1], text.len()) })
+            }
+            _ => None,
+        };
+        messages.iter().filter_map(value).collect()
+    };
+    for of_no_interest in [true, false, true] {
+        session.batch_execute(insert).await.unwrap();
+        read_until(&mut stream, |message| matches!(message, PgOutput::Begin { .. })).await;
+        stream.pass_over(of_no_interest);
+        let messages = read_until(&mut stream, is_commit).await;
+        match of_no_interest {
+            true => assert_eq!(values(&messages), ["first", "last"]),
+            false => assert_eq!(values(&messages), ["first", "x 40000000", "y 50000000", "last"]),
+        }
+        stream.pass_over(false);
+    }
+}
+
+#[tokio::test]
 async fn write_and_flush_are_reported_apart_and_nothing_is_confirmed_unasked() {
     let cluster = Cluster::start(&[]);
     let (session, mut stream) = begin(&cluster, "CREATE TABLE public.t (id int)").await;

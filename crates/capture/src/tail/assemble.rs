@@ -85,6 +85,15 @@ impl Assembler {
         matches!(self.state, State::Between) && self.replays.is_empty()
     }
 
+    /// Whether the next change of a row is not looked at: its transaction is in the log already, or apply has written it here.
+    pub fn leaves_rows_out(&self) -> bool {
+        match self.state {
+            State::Own | State::Logged => true,
+            State::Stream { top } => self.streamed.is_own(top),
+            State::Between | State::Begun { .. } | State::Open => false,
+        }
+    }
+
     /// Takes one message of the replication stream. What it returns has to be [settled](Self::settle) before the next one.
     pub fn take(&mut self, payload: Bytes, out: &mut Packer) -> Result<Option<Committed>, CaptureError> {
         // Rows that are left out are not even read.

@@ -111,22 +111,25 @@ impl Streamed {
         self.transactions.entry(top).or_default().own = true;
     }
 
+    /// Whether apply has written it here.
+    pub fn is_own(&self, top: u32) -> bool {
+        self.transactions.get(&top).is_some_and(|transaction| transaction.own)
+    }
+
     fn spill(&mut self, xid: u32) -> Result<(), CaptureError> {
         if let Some(transaction) = self.transactions.get_mut(&xid) {
             let before = transaction.on_disk;
-            let mut rest = transaction.items.as_slice();
-            while !rest.is_empty() {
-                let (piece, after) = rest.split_at(piece_length(rest));
-                let bytes = encode(piece);
+            let mut items = std::mem::take(&mut transaction.items).into_iter();
+            while !items.as_slice().is_empty() {
+                let length = piece_length(items.as_slice());
+                let bytes = encode(items.by_ref().take(length));
                 self.spill.put(xid, transaction.pieces, &bytes)?;
                 transaction.on_disk += bytes.len() as u64;
                 model::failpoint!("spill_written");
                 transaction.pieces += 1;
-                rest = after;
             }
             self.bytes -= transaction.bytes;
             transaction.bytes = 0;
-            transaction.items = Vec::new();
             self.on_disk.add(xid, transaction.on_disk - before);
         }
         Ok(())
@@ -224,7 +227,7 @@ fn size(item: &Item) -> usize {
 
 /// A piece on disk is a batch of the log's own format: each run of changes by one (sub)transaction is a part, and a table's definition
 /// stands in a batch before the changes that follow it. Lengths stand before each batch.
-fn encode(items: &[Item]) -> Vec<u8> {
+fn encode(items: impl Iterator<Item = Item>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut batch = Batch::default();
     let flush = |batch: &mut Batch, out: &mut Vec<u8>| {
@@ -238,10 +241,10 @@ fn encode(items: &[Item]) -> Vec<u8> {
                 if !batch.parts.is_empty() {
                     flush(&mut batch, &mut out);
                 }
-                batch.relations.push(relation.clone());
+                batch.relations.push(relation);
             }
             Item::Change { xid, change } => {
-                let xid = Xid(u64::from(*xid));
+                let xid = Xid(u64::from(xid));
                 if batch.parts.last().is_none_or(|part| part.xid != xid) {
                     let (commit_lsn, commit_time) = (Lsn::ZERO, 0);
                     batch.parts.push(Part {
@@ -254,7 +257,7 @@ fn encode(items: &[Item]) -> Vec<u8> {
                     });
                 }
                 if let Some(part) = batch.parts.last_mut() {
-                    part.changes.push(change.clone());
+                    part.changes.push(change);
                 }
             }
         }

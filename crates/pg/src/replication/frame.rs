@@ -34,27 +34,41 @@ const OVERHEAD: usize = 64;
 /// Postgres cannot send more in one message; a longer one is no message.
 const LONGEST: usize = 1 << 30;
 
+/// A row's change that is longer is read once everything before it has been taken, and then perhaps [not at all](super::ReplicationStream::pass_over).
+pub(super) const LARGE: usize = 16 << 20;
+
 /// What has been cut off the front of the bytes read so far.
 #[derive(Default)]
 pub(super) struct Cut {
     pub(super) frames: Vec<Frame>,
     /// What they cost.
     pub(super) bytes: usize,
+    /// Behind them the change of a row has begun to come that is [`LARGE`]; this many bytes of it are missing.
+    pub(super) large: Option<usize>,
     /// One of them wants an answer.
     pub(super) reply: bool,
     /// Why there will be no more.
     pub(super) end: Option<PgError>,
 }
 
-/// Takes every complete message off the front of `buffer`, and makes room for the rest of an incomplete one.
-pub(super) fn cut(buffer: &mut BytesMut) -> Cut {
+/// Takes every complete message off the front of `buffer`, and makes room for the rest of an incomplete one; of one that is [`LARGE`] only if it stands at the front and
+/// `is_wanted`.
+pub(super) fn cut(buffer: &mut BytesMut, is_wanted: bool) -> Cut {
     let mut cut = Cut::default();
     while cut.end.is_none() {
         let Some((tag, length)) = header(buffer) else { break };
         if length > LONGEST {
             cut.end = Some(PgError::protocol(format!("a message claims to have {length} bytes")));
         } else if buffer.len() < length {
-            buffer.reserve(length - buffer.len());
+            let missing = length - buffer.len();
+            match length <= LARGE || (is_wanted && cut.frames.is_empty()) {
+                true => buffer.reserve(missing),
+                false => match is_row(buffer) {
+                    Some(true) => cut.large = Some(missing),
+                    Some(false) => buffer.reserve(missing),
+                    None => {}
+                },
+            }
             break;
         } else if tag == b'd' {
             let mut data = buffer.split_to(length).freeze();
@@ -86,6 +100,12 @@ fn header(buffer: &[u8]) -> Option<(u8, usize)> {
     let mut header = buffer.get(..5)?;
     let tag = header.get_u8();
     Some((tag, header.get_u32() as usize + 1))
+}
+
+/// Whether the message at the front is the change of a row; `None` while that has not come yet.
+fn is_row(buffer: &[u8]) -> Option<bool> {
+    // Tag and length, then the head of the data, as `frame` reads it.
+    buffer.get(5 + 25).map(|tag| matches!(tag, b'I' | b'U' | b'D'))
 }
 
 fn frame(mut data: Bytes) -> Result<Frame, PgError> {

@@ -4,9 +4,10 @@
 //! but it goes on reporting, at an interval that the server never has to ask within.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use model::Lsn;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -49,6 +50,7 @@ pub struct ReplicationStream {
     /// The current batch's room in the channel, given back with its last frame.
     held: Option<OwnedSemaphorePermit>,
     positions: watch::Sender<Positions>,
+    passes_over: Arc<AtomicBool>,
     task: JoinHandle<()>,
     place: String,
 }
@@ -109,9 +111,15 @@ impl ReplicationStream {
         Ok(())
     }
 
+    /// Whether changes of rows that come behind the last frame are of no interest: those of more than 16 MiB are not held in memory then, and [`next`](Self::next)
+    /// does not return them.
+    pub fn pass_over(&self, of_no_interest: bool) {
+        self.passes_over.store(of_no_interest, Ordering::Release);
+    }
+
     /// Reports once more, leaves, and waits (at most 5 s) until the server has let go of the slot.
     pub async fn close(self) {
-        let ReplicationStream { batches, current, held, positions, task, place: _ } = self;
+        let ReplicationStream { batches, current, held, positions, passes_over: _, task, place: _ } = self;
         drop((batches, current, held, positions));
         // It only fails where the task panicked, and then the socket is closed as well.
         let _ = task.await;
@@ -127,9 +135,20 @@ pub(super) fn start(wire: Wire, every: Duration, place: String, slot: String) ->
     let (sender, batches) = mpsc::unbounded_channel();
     let (positions, told) = watch::channel(Positions::default());
     let room = Arc::new(Semaphore::new(WAITING_BYTES));
-    let pump = Pump { wire, batches: sender, room, positions: told, every, asked: 0, asked_since: Instant::now() };
+    let passes_over = Arc::new(AtomicBool::new(false));
+    let pump = Pump {
+        wire,
+        batches: sender,
+        room,
+        positions: told,
+        passes_over: Arc::clone(&passes_over),
+        large: None,
+        every,
+        asked: 0,
+        asked_since: Instant::now(),
+    };
     let task = tokio::spawn(pump.run(place.clone(), slot));
-    ReplicationStream { batches, current: Vec::new().into_iter(), held: None, positions, task, place }
+    ReplicationStream { batches, current: Vec::new().into_iter(), held: None, positions, passes_over, task, place }
 }
 
 async fn rest(until: Option<Instant>) {
@@ -138,11 +157,24 @@ async fn rest(until: Option<Instant>) {
     }
 }
 
+/// A change of a row that is [large](frame::LARGE), of which only the beginning has come.
+enum Large {
+    /// What the owner does with the frames before it tells whether it is of interest. So many bytes are missing.
+    Waits(usize),
+    /// It is read.
+    Wanted,
+    /// So many bytes of it are still to be thrown away.
+    PassedOver(usize),
+}
+
 struct Pump {
     wire: Wire,
     batches: mpsc::UnboundedSender<Result<Batch, PgError>>,
     room: Arc<Semaphore>,
     positions: watch::Receiver<Positions>,
+    passes_over: Arc<AtomicBool>,
+    /// The large change at the front.
+    large: Option<Large>,
     /// The interval of the reports.
     every: Duration,
     /// How often the server has asked for an answer.
@@ -168,7 +200,7 @@ impl Pump {
         let mut waiting = self.take().await?;
         let mut rest_until: Option<Instant> = None;
         loop {
-            let room = Arc::clone(&self.room);
+            let (room, all_room) = (Arc::clone(&self.room), Arc::clone(&self.room));
             // A batch that is larger than all the room takes all of it, and so passes alone.
             let needed = waiting.as_ref().map_or(0, |cut| cut.bytes.min(WAITING_BYTES) as u32);
             tokio::select! {
@@ -190,13 +222,20 @@ impl Pump {
                     (Ok(room), Some(cut)) => self.deliver(cut, room)?,
                     _ => return Ok(()),
                 },
-                // 5. Reading has rested.
-                () = rest(rest_until), if rest_until.is_some() && waiting.is_none() => {
+                // 5. The owner has taken everything before a large change: there is all the room.
+                room = all_room.acquire_many_owned(WAITING_BYTES as u32), if waiting.is_none() && self.is_undecided() => match room {
+                    Ok(_) => self.decide(),
+                    Err(_) => return Ok(()),
+                },
+                // 6. Reading has rested.
+                () = rest(rest_until), if rest_until.is_some() && waiting.is_none() && !self.is_undecided() => {
                     rest_until = None;
                     self.wire.transport.wake_at(1);
                 }
-                // 6. There is something to read.
-                read = self.wire.transport.read_buf(&mut self.wire.incoming), if waiting.is_none() && rest_until.is_none() => {
+                // 7. There is something to read.
+                read = self.wire.transport.read_buf(&mut self.wire.incoming),
+                    if waiting.is_none() && rest_until.is_none() && !self.is_undecided() =>
+                {
                     let read = read?;
                     if read == 0 {
                         return Err(PgError::closed("the server closed the connection"));
@@ -213,7 +252,23 @@ impl Pump {
 
     /// Cuts what has been read, and answers it if that is wanted: before it waits for room.
     async fn take(&mut self) -> Result<Option<Cut>, PgError> {
-        let mut cut = frame::cut(&mut self.wire.incoming);
+        if let Some(Large::PassedOver(left)) = &mut self.large {
+            let thrown_away = self.wire.incoming.len().min(*left);
+            self.wire.incoming.advance(thrown_away);
+            *left -= thrown_away;
+            if *left == 0 {
+                self.large = None;
+            }
+        }
+        let mut cut = match self.large {
+            Some(Large::PassedOver(_)) => Cut::default(),
+            _ => frame::cut(&mut self.wire.incoming, matches!(self.large, Some(Large::Wanted))),
+        };
+        if let Some(missing) = cut.large {
+            self.large = Some(Large::Waits(missing));
+        } else if !cut.frames.is_empty() {
+            self.large = None;
+        }
         if self.wire.incoming.capacity() - self.wire.incoming.len() < READ_BYTES / 4 {
             self.wire.incoming.reserve(READ_BYTES);
         }
@@ -224,6 +279,25 @@ impl Pump {
             }
         }
         Ok((!cut.frames.is_empty() || cut.end.is_some()).then_some(cut))
+    }
+
+    fn is_undecided(&self) -> bool {
+        matches!(self.large, Some(Large::Waits(_)))
+    }
+
+    /// Whether the change at the front is read.
+    fn decide(&mut self) {
+        let Some(Large::Waits(missing)) = self.large else { return };
+        self.large = Some(match self.passes_over.load(Ordering::Acquire) {
+            true => {
+                self.wire.incoming.clear();
+                Large::PassedOver(missing)
+            }
+            false => {
+                self.wire.incoming.reserve(missing);
+                Large::Wanted
+            }
+        });
     }
 
     fn server_stops(&mut self) -> bool {
