@@ -123,10 +123,12 @@ impl Streamed {
             while !items.as_slice().is_empty() {
                 let length = piece_length(items.as_slice());
                 let bytes = encode(items.by_ref().take(length));
-                self.spill.put(xid, transaction.pieces, &bytes)?;
-                transaction.on_disk += bytes.len() as u64;
-                model::failpoint!("spill_written");
-                transaction.pieces += 1;
+                for part in bytes.chunks(PART) {
+                    self.spill.put(xid, transaction.pieces, part)?;
+                    transaction.on_disk += part.len() as u64;
+                    model::failpoint!("spill_written");
+                    transaction.pieces += 1;
+                }
             }
             self.bytes -= transaction.bytes;
             transaction.bytes = 0;
@@ -176,10 +178,7 @@ impl Streamed {
     /// The next piece of a committed transaction, what was rolled back left out; `None` after the last.
     pub fn piece(&mut self, replay: &mut Replay) -> Result<Option<Vec<Item>>, CaptureError> {
         let mut items = if replay.next < replay.pieces {
-            let piece =
-                self.spill.get(replay.xid, replay.next)?.ok_or(DecodeError::Field("a spilled piece is gone"))?;
-            replay.next += 1;
-            decode(piece.into())?
+            decode(self.spilled(replay)?.into())?
         } else {
             match replay.rest.take() {
                 Some(items) => items,
@@ -196,10 +195,30 @@ impl Streamed {
         });
         Ok(Some(items))
     }
+
+    /// Reads a piece back, put together from its parts.
+    fn spilled(&self, replay: &mut Replay) -> Result<Vec<u8>, CaptureError> {
+        let mut piece = Vec::new();
+        loop {
+            let part = self.spill.get(replay.xid, replay.next)?.ok_or(DecodeError::Field("a spilled piece is gone"))?;
+            replay.next += 1;
+            match piece.is_empty() {
+                true => piece = part,
+                false => piece.extend_from_slice(&part),
+            }
+            match missing(&piece) {
+                0 => return Ok(piece),
+                more => piece.reserve_exact(more),
+            }
+        }
+    }
 }
 
 /// Bytes of a spilled piece, about: it is in memory several times while it is written or read back.
 const PIECE: usize = 1 << 20;
+
+/// A piece that is longer, for it has a large value, is stored in parts of so many bytes: the store holds each several times.
+const PART: usize = 4 << 20;
 
 /// How many of `items` make a piece; one at least.
 fn piece_length(items: &[Item]) -> usize {
@@ -266,6 +285,19 @@ fn encode(items: impl Iterator<Item = Item>) -> Vec<u8> {
     out
 }
 
+/// How many bytes a piece lacks at its end, at least.
+fn missing(piece: &[u8]) -> usize {
+    let mut end = 0;
+    while let Some(head) = piece.get(end..end + 4) {
+        end += 4 + u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+    }
+    match end.cmp(&piece.len()) {
+        std::cmp::Ordering::Less => end + 4 - piece.len(),
+        std::cmp::Ordering::Equal => 0,
+        std::cmp::Ordering::Greater => end - piece.len(),
+    }
+}
+
 fn decode(mut piece: Bytes) -> Result<Vec<Item>, CaptureError> {
     let mut items = Vec::new();
     while !piece.is_empty() {
@@ -297,6 +329,32 @@ mod tests {
 
     fn insert(n: u32) -> Change {
         Change::Insert { relation: Oid(n), new: Tuple::from_cells([Cell::Text(&[b'x'; 1000])].into_iter()) }
+    }
+
+    #[test]
+    fn a_large_value_comes_back_whole_between_its_neighbours() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = offsets::Store::open(dir.path()).unwrap();
+        let mut streamed = Streamed::new(store.spill("s").unwrap(), 1);
+        let of = |length: usize| {
+            let text: Vec<u8> = (0..length).map(|at| b'a' + (at / 1000 % 26) as u8).collect();
+            Change::Insert { relation: Oid(1), new: Tuple::from_cells([Cell::Text(&text)].into_iter()) }
+        };
+        // About what a part holds, and what several do.
+        let lengths = [1, PART - 40, PART - 4, PART, 3 * PART + 1, 2];
+        for length in lengths {
+            streamed.push(100, Item::Change { xid: 100, change: of(length) }).unwrap();
+        }
+        let mut replay = streamed.commit(100, Lsn(2));
+        assert!(replay.pieces > lengths.len() as u32 + 2, "{} pieces", replay.pieces);
+        let mut seen = Vec::new();
+        while let Some(items) = streamed.piece(&mut replay).unwrap() {
+            seen.extend(items);
+        }
+        let same =
+            |(item, length): (&Item, usize)| matches!(item, Item::Change { change, .. } if *change == of(length));
+        assert!(seen.len() == lengths.len() && seen.iter().zip(lengths).all(same));
+        assert_eq!(streamed.spill.pieces(), 0);
     }
 
     /// Three savepoints, the second rolled back, in memory and on disk: the same changes in the same order.
