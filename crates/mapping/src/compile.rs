@@ -309,5 +309,5 @@ pub(crate) fn at(
     why: impl Into<String>,
     next: impl Into<String>,
 ) -> Trouble {
-    Trouble { kind, at, what: what.into(), why: why.into(), next: next.into() }
+    Trouble { kind, at, table: None, what: what.into(), why: why.into(), next: next.into() }
 }

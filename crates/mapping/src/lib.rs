@@ -73,5 +73,5 @@ pub use question::{Question, question};
 #[doc(hidden)]
 pub use relax::Fault;
 pub use streamed::{Streamed, StreamedColumn};
-pub use trouble::{Place, Trouble, TroubleKind};
+pub use trouble::{Named, Place, Trouble, TroubleKind};
 pub use words::{words, words_of};

@@ -331,6 +331,23 @@ fn a_question_is_asked_over_mirrors_and_needs_no_key() {
 }
 
 #[test]
+fn a_table_that_is_missed_is_known_however_it_is_named() {
+    let missed = |sql: &str| question(&sql.into(), &catalog(), &Usual).unwrap_err();
+    let orders = SourceTable::new("shop", TableName::new("public", "orders"));
+    for sql in ["SELECT 1 FROM orders", "SELECT 1 FROM public.orders", "SELECT 1 FROM shop.public.orders o"] {
+        assert!(missed(sql).misses(&orders), "{sql}");
+    }
+    for sql in [
+        "SELECT 1 FROM old.orders",
+        "SELECT 1 FROM other.public.orders",
+        "SELECT 1 FROM order_s",
+        "SELECT orders.id FROM users",
+    ] {
+        assert!(!missed(sql).misses(&orders), "{sql}");
+    }
+}
+
+#[test]
 fn a_question_is_refused_where_it_is_wrong() {
     for (sql, kind, column) in [
         ("SELECT id FROM shop.public.orders", TroubleKind::UnknownTable, Some(16)),

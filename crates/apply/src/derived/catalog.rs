@@ -277,7 +277,7 @@ async fn absent(
 
 /// A table that is there and not captured is not one that is unknown.
 pub(super) fn explained(trouble: &Trouble, sources: &SourceTables) -> Trouble {
-    match sources.others.iter().find(|(table, _)| kept::misses(trouble, table)) {
+    match sources.others.iter().find(|(table, _)| trouble.misses(table)) {
         None => trouble.clone(),
         Some((table, why)) => Trouble {
             why: format!("source {:?} has it, but {why}", table.source),

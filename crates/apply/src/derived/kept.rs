@@ -192,7 +192,7 @@ impl Known {
 
     /// A table that is not known for good: the log has told of it, and the target has it not.
     fn absent(&self, derived: &plan::Derived, troubles: &[Trouble]) -> Option<Problem> {
-        let table = self.absent.iter().find(|table| troubles.iter().any(|trouble| misses(trouble, table)))?;
+        let table = self.absent.iter().find(|table| troubles.iter().any(|trouble| trouble.misses(table)))?;
         Some(Problem::new(
             Code::TargetMissing,
             format!("derived table {}, line {} of the plan", derived.into, derived.line),
@@ -206,7 +206,7 @@ impl Known {
 
     /// A partition is read through the table at its top: its rows are nowhere by themselves.
     fn of_partition(&self, derived: &plan::Derived, troubles: &[Trouble]) -> Option<Problem> {
-        let missed = |partition: &SourceTable| troubles.iter().any(|trouble| misses(trouble, partition));
+        let missed = |partition: &SourceTable| troubles.iter().any(|trouble| trouble.misses(partition));
         let (partition, top) = self.tops.iter().find(|(partition, _)| missed(partition))?;
         Some(Problem::new(
             Code::SqlRefused,
@@ -215,12 +215,6 @@ impl Known {
             format!("read {top}, with a WHERE on what it is partitioned by"),
         ))
     }
-}
-
-/// Whether a query does not find this table, however it names it.
-pub(crate) fn misses(trouble: &Trouble, table: &SourceTable) -> bool {
-    let names = [table.to_string(), table.table.to_string(), table.table.name.clone()];
-    trouble.kind == TroubleKind::UnknownTable && names.iter().any(|name| trouble.what == format!("table {name}"))
 }
 
 /// The first of what is wrong, where it stands in the plan.
