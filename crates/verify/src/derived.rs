@@ -13,7 +13,7 @@ use tracing::info;
 use crate::comparison::Comparison;
 use crate::error::VerifyError;
 use crate::queries::{Asked, Found, Only, Queries};
-use crate::report::{Difference, Kind, TableReport, Values, Verdict, cut};
+use crate::report::{Difference, Kind, TableReport, Values, Verdict};
 use crate::round::give_way;
 use crate::side::{Row, Side};
 use crate::state;
@@ -307,7 +307,8 @@ fn difference(columns: &[String], key: &[usize], want: Option<&Row>, have: Optio
         _ => key.is_empty(),
     };
     let values = |at: usize| {
-        let of = |row: Option<&Row>| row.map(|row| cut(&row[at]));
+        // Cut where they come from.
+        let of = |row: Option<&Row>| row.map(|row| row[at].clone());
         (columns[at].clone(), Values { source: of(want), target: of(have) })
     };
     Difference {
