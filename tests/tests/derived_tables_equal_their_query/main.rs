@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::{Crossfade, Running, World, follow, until};
 use model::failpoint;
+use serde_json::json;
 use shop::Application;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -146,6 +147,10 @@ async fn and_it_is_compared_cut_over_and_completed() -> Result<()> {
         ensure!(code == Some(1) && different == [format!("public.{table}")], "{plant}: {report:#}");
         let found = all.iter().find(|found| found["verdict"] != "equal").context("a difference")?;
         ensure!(found["samples"][0]["kind"] == kind, "{plant}: {found:#}");
+        let told = &crossfade.status().await?["verify"]["not_equal"];
+        let expected =
+            json!([{ "source": "", "table": format!("public.{table}"), "verdict": "different", "why": null }]);
+        ensure!(*told == expected, "{plant}: status says {told:#}");
         world.at_target(mend)?;
     }
     // The mirror was found to be equal a moment ago: only the query at the source can see it.
@@ -167,6 +172,8 @@ async fn and_it_is_compared_cut_over_and_completed() -> Result<()> {
         code == Some(1) && refused["refused"].to_string().contains("public.total is not filled: the plan declares it"),
         "{refused:#}"
     );
+    let status = crossfade.status().await?;
+    ensure!(status["phase"] == "joining", "it is not filled as the plan declares it: {status:#}");
     std::fs::write(crossfade.plan(), text)?;
     let (refused, code) = crossfade.says(&["cutover"]).await?;
     ensure!(code == Some(1) && refused["refused"][0]["code"] == "no_way_back", "{refused:#}");
