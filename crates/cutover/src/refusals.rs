@@ -106,6 +106,10 @@ async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Resu
             Some(_) => {}
         }
     }
+    // A rollback closes the target as a cutover closes the source.
+    if job.verify.plan.cutover.fence.read_only {
+        bolts::lacks(target, "the target").await?.into_iter().for_each(&mut refuse);
+    }
     let session = pg::connect_read_only(endpoint, "cutover").await?;
     for finding in
         apply::preflight(&back, &session).await?.into_iter().filter(|finding| finding.severity == Severity::Blocker)
