@@ -159,7 +159,7 @@ key = ["id"]
 sql = 'SELECT id FROM shop.public.tmp_1'
 "#;
     // A result that only Postgres can refuse.
-    world.at_target("CREATE TABLE sales.first (id integer PRIMARY KEY, at date, name text)")?;
+    world.at_target("CREATE TABLE sales.first (id integer PRIMARY KEY, at date, name text); CREATE TABLE sales.made (id integer PRIMARY KEY, total numeric)")?;
     let postgres = r#"
 [[table]]
 into = "sales.first"
@@ -169,6 +169,12 @@ sql = 'SELECT id, jsonb_build_object(name, 1) AS at, name FROM shop.public.custo
 into = "sales.person"
 key = ["id"]
 sql = "SELECT o.id, c.name || shop.public.nothing.x AS name, c.email FROM shop.public.orders o JOIN shop.public.customer c ON c.id = o.customer_id"
+[[table]]
+into = "sales.made"
+from = "shop.public.orders"
+columns = ["id", "total"]
+mask = { total = "made_at" }
+mask_in = "rehearsals"
 "#;
     let crossfade = Crossfade::new(&plan(&world).section(wrong))?;
     let document = explained(&crossfade, 2).await?;
@@ -195,6 +201,7 @@ sql = "SELECT o.id, c.name || shop.public.nothing.x AS name, c.email FROM shop.p
     let document = explained(&crossfade, 2).await?;
     let refused = document.to_string();
     ensure!(refused.contains("expression is of type jsonb") && refused.contains("nothing"), "{document:#}");
+    ensure!(refused.contains("masked, as rehearsals have it: "), "{document:#}");
     // Nothing begins with such a plan.
     let survey = crossfade.run(&["survey", "--json"]).await?;
     exit(&survey, 1)?;

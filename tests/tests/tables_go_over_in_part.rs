@@ -1,5 +1,5 @@
-//! Given several `[[table]]`s into one table of the target, disjoint or merged, and tables that go over in part and masked: while an application writes, each holds
-//! what the queries that they stand for give at the source; two rows of one key stop it.
+//! Given several `[[table]]`s into one table of the target, disjoint or merged, and tables that go over in part and masked, or masked in rehearsals alone: while an application writes,
+//! each holds what the queries that they stand for give at the source; two rows of one key stop it.
 
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ const TARGET: &str = "
     CREATE TABLE core.document (id int PRIMARY KEY, kind text NOT NULL, title text, size bigint);
     CREATE TABLE core.principal_space (member int, space int, access int, admin bool, PRIMARY KEY (member, space));
     CREATE TABLE core.level (member int PRIMARY KEY, highest int, roles bigint);
+    CREATE TABLE core.contact (id int PRIMARY KEY, email text);
     CREATE TABLE users (id int PRIMARY KEY, name varchar(20), email text)";
 
 /// Rows that share no key; the second gives its columns in another order, and ends in what must not reach the others.
@@ -65,10 +66,16 @@ from = "shop.public.users"
 columns = ["id", "name", "email"]
 where = "country = 'ch'"
 mask = { email = "md5(email) || '@example.invalid'" }
+[[table]]
+from = "shop.public.users"
+into = "core.contact"
+columns = ["id", "email"]
+mask = { email = "'u' || id" }
+mask_in = "rehearsals"
 "#;
 
 /// Each table of the target with what it must hold, asked at the source.
-const HOLDS: [(&str, &str); 4] = [
+const HOLDS: [(&str, &str); 5] = [
     (
         "core.document",
         "SELECT id * 2 AS id, 'note' AS kind, title, NULL::bigint AS size FROM note
@@ -82,6 +89,7 @@ const HOLDS: [(&str, &str); 4] = [
     ),
     ("core.level", "SELECT member, max(level) AS highest, count(*) AS roles FROM role GROUP BY member"),
     ("public.users", "SELECT id, name, md5(email) || '@example.invalid' AS email FROM users WHERE country = 'ch'"),
+    ("core.contact", "SELECT id, email FROM users"),
 ];
 
 fn world() -> Result<(World, PlanFile)> {
@@ -158,6 +166,7 @@ async fn parts_merges_and_masks_follow_and_are_verified() -> Result<()> {
         expect_equal(&world).with_context(|| format!("SEED={seed}, round {round}"))?;
     }
     crossfade.verified().await?;
+    masked_in_a_rehearsal(&world, &crossfade).await?;
     world.at_target("UPDATE core.principal_space SET access = access + 1 WHERE member = 1; UPDATE users SET email = 'u2@shop.example' WHERE id = 2")?;
     let (report, code) = crossfade.says(&["verify"]).await?;
     let tables = report["tables"].as_array().context("tables")?;
@@ -165,6 +174,25 @@ async fn parts_merges_and_masks_follow_and_are_verified() -> Result<()> {
         tables.iter().filter(|table| table["verdict"] != "equal").filter_map(|table| table["table"].as_str()).collect();
     ensure!(code == Some(1) && different == ["core.principal_space", "public.users"], "{report:#}");
     run.stop().await
+}
+
+/// What the target has as it is, a rehearsal has masked, and nothing besides; it is compared with that.
+async fn masked_in_a_rehearsal(world: &World, crossfade: &Crossfade) -> Result<()> {
+    world.target.create_db("again")?;
+    world.target.psql("again", TARGET)?;
+    let again = world.target.url("again");
+    let rehearsed = crossfade.start(&["rehearse", "--json", "--into", &again])?.finish(2 * MINUTE).await?;
+    let report = rehearsed.json()?;
+    let tables = report["tables"].as_array().context("tables")?;
+    let contact = tables.iter().find(|table| table["table"] == "core.contact");
+    ensure!(rehearsed.status.success() && contact.is_some_and(|contact| contact["verdict"] == "equal"), "{report:#}");
+    let emails = |of: &str| format!("SELECT string_agg(id || ' ' || coalesce({of}, '-'), ' ' ORDER BY id)");
+    let want = world.at_source(&format!("{} FROM users", emails("'u' || id")))?;
+    let have = world.target.psql("again", &format!("{} FROM core.contact", emails("email")))?;
+    ensure!(!want.is_empty() && have == want, "a rehearsal has\n{have}\nand not\n{want}");
+    let mirrors = world.target.psql("again", "SELECT count(*) FROM pg_namespace WHERE nspname = 'crossfade'")?;
+    ensure!(mirrors == "0", "mirrors are left, where values are as they are");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

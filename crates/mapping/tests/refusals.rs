@@ -6,7 +6,7 @@ use crossfade_mapping::{
     TroubleKind, Usual, Volatility, Way, compile, question,
 };
 use model::TableName;
-use plan::{Cut, Part, Rows, Sql};
+use plan::{Cut, MaskIn, Part, Rows, Sql};
 
 /// `users(id, name, team)` and `teams(id, name, score)` of the source `shop`, and a target `public.t(id, v)`.
 fn catalog() -> Catalog {
@@ -220,6 +220,15 @@ fn of_parts(parts: &[&str], merge: &[&str]) -> Result<Compiled, Vec<Trouble>> {
 }
 
 fn users(columns: &[&str], filter: Option<&str>, masks: &[(&str, &str)]) -> Result<Compiled, Vec<Trouble>> {
+    users_in(MaskIn::Everywhere, columns, filter, masks)
+}
+
+fn users_in(
+    mask_in: MaskIn,
+    columns: &[&str],
+    filter: Option<&str>,
+    masks: &[(&str, &str)],
+) -> Result<Compiled, Vec<Trouble>> {
     let cut = Cut {
         source: "shop".to_owned(),
         table: TableName::new("public", "users"),
@@ -227,6 +236,7 @@ fn users(columns: &[&str], filter: Option<&str>, masks: &[(&str, &str)]) -> Resu
         columns: columns.iter().map(|&name| name.into()).collect(),
         filter: filter.map(Into::into),
         masks: masks.iter().map(|(name, mask)| ((*name).to_owned(), (*mask).into())).collect(),
+        mask_in,
     };
     let mut catalog = catalog();
     catalog.target.columns[1].name = "name".to_owned();
@@ -316,6 +326,22 @@ fn a_table_in_part_has_its_own_key_and_is_refused_where_it_does_not_fit() {
     ] {
         let trouble = users(columns, filter, masks).expect_err(why).remove(0);
         assert!(trouble.kind == kind && trouble.why.contains(why), "{columns:?} {filter:?} {masks:?}: {trouble:?}");
+    }
+}
+
+#[test]
+fn a_mask_for_rehearsals_holds_in_them_alone_and_has_to_be_right_before() {
+    let of =
+        |is_one: bool, mask: &str| users_in(MaskIn::Rehearsals { is_one }, &["id", "name"], None, &[("name", mask)]);
+    let mask = "(SELECT max(t.name) FROM teams t WHERE t.id = team)";
+    let (run, rehearsal) = (of(false, mask).unwrap(), of(true, mask).unwrap());
+    assert!(!run.oracle.over_sources.contains("teams"), "{}", run.oracle.over_sources);
+    assert!(rehearsal.oracle.over_sources.contains("teams"), "{}", rehearsal.oracle.over_sources);
+    assert!(matches!((&run.way, &rehearsal.way), (Way::Streamed(_), Way::Maintained(_))));
+    // What rehearsals read is captured and carried for them.
+    assert_eq!((run.sources.len(), &run.sources), (2, &rehearsal.sources));
+    for is_one in [false, true] {
+        assert_eq!(of(is_one, "random()::text").expect_err("random").remove(0).kind, TroubleKind::Volatile);
     }
 }
 
