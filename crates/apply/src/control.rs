@@ -279,7 +279,7 @@ async fn table_begin(job: &Job, session: &Session, source: &str, begin: TableBeg
     unjoin(session, source).await?;
     let void = tables::announce(session, &job.plan, source, begin.clone()).await?;
     if !started || void {
-        tables::begin(session, source, &begin.table).await?;
+        tables::begin(session, &job.plan, source, &begin.table).await?;
     }
     Ok(())
 }

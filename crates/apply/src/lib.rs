@@ -30,6 +30,7 @@ mod tables;
 mod tail;
 
 pub use back::{BackFrom, Quiet, applied, back_begins, back_prepare, back_tables, bar, forward_again, is_barred, loud};
+pub use derived::stored::is_shape;
 pub use derived::{CompileError, Derived, Explained, Filled, Look, Statement, compile_all, derived, explain, unfilled};
 pub use error::ApplyError;
 pub use preflight::{Needed, preflight, preflight_derived, preflight_source};

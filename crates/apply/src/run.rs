@@ -12,7 +12,9 @@ use tracing::{info, warn};
 
 use crate::error::panicked;
 use crate::tail::CutOff;
-use crate::{ApplyError, control, copy, lease, preflight, recopy, rogue, schema, session, state, tables, tail};
+use crate::{
+    ApplyError, control, copy, derived, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
+};
 
 /// What apply needs.
 #[derive(Clone)]
@@ -276,6 +278,7 @@ async fn lead(
             stop.cancelled().await;
             return Ok(());
         }
+        derived::look(&session, lease, &job.plan).await?;
         tail::run(&job, &session, lease, &stop).await
     };
     let result = tokio::select! {

@@ -7,6 +7,7 @@ use tracing::warn;
 
 use crate::ApplyError;
 use crate::derived::home;
+use crate::derived::stored::{Planner, Stored, is_shape};
 
 /// Notes that a table's copy has begun in the log. Says whether the one before is void.
 pub(crate) async fn announce(
@@ -15,8 +16,12 @@ pub(crate) async fn announce(
     source: &str,
     begin: TableBegin,
 ) -> Result<bool, ApplyError> {
-    let mirrored = home::is_mirrored(plan, source, &begin);
-    let into = if mirrored { home::mirror(session, source, &begin).await? } else { into(session, &begin).await? };
+    let stored = Planner::new(session, plan).await?.stored(source, &begin).await?;
+    let into = match &stored {
+        Stored::AsIs => into(session, &begin).await?,
+        Stored::Mirror(_) => home::mirror(session, source, &begin, true).await?,
+        Stored::Results(_) => home::mirror(session, source, &begin, false).await?,
+    };
     let (schema, name, epoch) = (begin.table.schema.clone(), begin.table.name.clone(), begin.epoch as i32);
     let (rows, bytes) = (begin.rows_estimated, begin.bytes_estimated);
     let encoded = Record::TableBegin(begin).encode();
@@ -34,7 +39,7 @@ pub(crate) async fn announce(
         )
         .await?;
     // Nobody but crossfade knows of its mirrors.
-    if !mirrored {
+    if matches!(stored, Stored::AsIs) {
         enclose(session, &[into]).await?;
     }
     model::failpoint!("epoch_announced");
@@ -91,7 +96,7 @@ async fn into(session: &Session, begin: &TableBegin) -> Result<TableName, ApplyE
 }
 
 /// Begins the announced epoch of a table: from now on chunks of earlier ones are void, and their rows are gone.
-pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) -> Result<(), ApplyError> {
+pub(crate) async fn begin(session: &Session, plan: &Plan, source: &str, table: &TableName) -> Result<(), ApplyError> {
     // Waits for chunks of the old epoch that are being written: they lock this row.
     let row = session
         .query_opt(
@@ -109,7 +114,17 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
     let origin = home::origin(source, &begin).to_string();
     // Of a partition that joins later, too: its first copy brings rows that no change tells of.
     home::unfill(session, &[origin], &format!("table {table} of source {source:?} is copied")).await?;
+    let unstored = is_shape(&into);
+    if unstored {
+        home::stream(session, plan, source, &begin).await?;
+    }
     if before == 0 {
+        return Ok(());
+    }
+    home::sweep(session).await?;
+    if unstored {
+        home::reshape(session, source, &into, &begin).await?;
+        model::failpoint!("epoch_emptied");
         return Ok(());
     }
     let only = pg::catalog::only(session, &into).await?;

@@ -43,6 +43,7 @@ mod derived;
 mod fit;
 mod indexes;
 mod maintained;
+mod mentions;
 mod nulls;
 mod oracle;
 mod print;
@@ -66,6 +67,7 @@ pub use compile::{Compiled, Step, Way, compile};
 pub use derived::{Derived, OnConflict, WhenMissing};
 pub use indexes::Index;
 pub use maintained::{Derivation, Maintained};
+pub use mentions::mentions;
 pub use oracle::Oracle;
 #[doc(hidden)]
 pub use relax::Fault;

@@ -9,7 +9,7 @@ use pg::{Endpoint, PgError, Session};
 use plan::{Derived, Plan, Source, Sql};
 
 use super::home::Homes;
-use super::{kept, trial};
+use super::{kept, stored, trial};
 use crate::ApplyError;
 
 /// The plan's derived tables could not be made ready.
@@ -67,6 +67,8 @@ struct SourceTables {
     keyed_apart: BTreeSet<SourceTable>,
     /// Partitioned ones that go into mirrors, but for a partition that goes over as it is.
     torn: BTreeMap<SourceTable, TableName>,
+    /// Those with partitions.
+    partitioned: BTreeSet<SourceTable>,
     /// Others of these names, and why they are not captured.
     others: BTreeMap<SourceTable, &'static str>,
     /// Captured tables, partitions by their roots, that do not go into the target as they are.
@@ -78,6 +80,20 @@ struct SourceTables {
 /// # Errors
 /// As [`CompileError`] says: all that is wrong comes together.
 pub async fn compile_all(plan: &Plan, target: &Session) -> Result<Vec<Compiled>, CompileError> {
+    Ok(with_mirrors(plan, target).await?.into_iter().map(|ready| ready.compiled).collect())
+}
+
+/// A derived table, and what is stored for it besides.
+pub(super) struct Ready {
+    pub compiled: Compiled,
+    /// The mirrors that it is read from, and why there is each.
+    pub mirrors: Vec<(SourceTable, String)>,
+    /// The source tables that it reads.
+    pub tables: Vec<mapping::Table>,
+}
+
+/// The same as [`compile_all`], with what is stored for each.
+pub(super) async fn with_mirrors(plan: &Plan, target: &Session) -> Result<Vec<Ready>, CompileError> {
     if plan.derived.is_empty() {
         return Ok(Vec::new());
     }
@@ -87,7 +103,20 @@ pub async fn compile_all(plan: &Plan, target: &Session) -> Result<Vec<Compiled>,
         let session = pg::connect_read_only(&endpoint, "catalog").await?;
         sources.ask(plan, source, &session).await.map_err(|error| PgError::from(error).at(session.place()))?;
     }
-    compile(plan, &sources, target).await
+    let all = compile(plan, &sources, target).await?;
+    let mirror = |table: &SourceTable| Some((table.clone(), sources.mirror(plan, table, &all)?));
+    let mirrors: BTreeMap<SourceTable, String> =
+        all.iter().flat_map(|compiled| &compiled.sources).filter_map(mirror).collect();
+    let ready = |compiled: &Compiled| Ready {
+        compiled: compiled.clone(),
+        mirrors: mirrors
+            .iter()
+            .filter(|(table, _)| compiled.sources.contains(table))
+            .map(|(table, why)| (table.clone(), why.clone()))
+            .collect(),
+        tables: sources.tables.iter().filter(|table| compiled.sources.contains(&table.name)).cloned().collect(),
+    };
+    Ok(all.iter().map(ready).collect())
 }
 
 /// The same, where the sources' tables are known.
@@ -149,6 +178,7 @@ impl SourceTables {
         }
         let mut tops = BTreeSet::new();
         for (name, root) in definitions::names(session).await? {
+            self.partitioned.extend(root.clone().map(|root| SourceTable::new(&source.name, root)));
             let any = |patterns: &plan::Patterns| {
                 patterns.selects(&name) || root.as_ref().is_some_and(|root| patterns.selects(root))
             };
@@ -163,6 +193,18 @@ impl SourceTables {
         }
         self.only_for_queries.extend(tops);
         Ok(())
+    }
+
+    /// Why a table has a mirror, if it has one. The same as apply will find by what the log tells of it.
+    fn mirror(&self, plan: &Plan, table: &SourceTable, all: &[Compiled]) -> Option<String> {
+        if home(plan, table) == table.table {
+            return None;
+        }
+        if self.partitioned.contains(table) {
+            return Some(stored::PARTITIONED.to_owned());
+        }
+        let readers = plan.derived.iter().zip(all).filter(|(declared, _)| stored::reads(declared, table));
+        readers.map(|(_, compiled)| compiled).find_map(stored::wants_mirror)
     }
 }
 
