@@ -366,6 +366,12 @@ async fn killed(world: World) -> Result<()> {
             continue;
         }
         let mut run = crossfade.start(&["run"])?;
+        if *point == "streamed_emptied" {
+            until("the copy to be made again", MINUTE, || async {
+                Ok((world.at_target(JOINED)? == "t").then_some(()))
+            })
+            .await?;
+        }
         ends_equal(&world, &crossfade, &mut run).await.with_context(|| format!("killed at {point}"))?;
         run.hush();
         run.kill9()?;

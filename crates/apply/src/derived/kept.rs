@@ -264,7 +264,7 @@ pub(crate) fn misses(trouble: &Trouble, table: &SourceTable) -> bool {
 }
 
 /// The first of what is wrong, where it stands in the plan.
-fn refused(derived: &plan::Derived, troubles: &[Trouble]) -> ApplyError {
+pub(super) fn refused(derived: &plan::Derived, troubles: &[Trouble]) -> ApplyError {
     let Some(trouble) = troubles.first() else {
         return Problem::new(Code::Internal, "a derived table", "it is refused without a reason", "report it").into();
     };

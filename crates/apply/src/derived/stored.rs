@@ -1,7 +1,7 @@
 //! What the target stores of a source table: all of it, where it goes over as it is or queries need a mirror, or nothing besides the rows that are streamed
 //! from it.
 
-use mapping::{Catalog, Column, Compiled, Function, SourceTable, Streamed, Table, Usual, Way};
+use mapping::{Catalog, Column, Compiled, Function, SourceTable, Streamed, Table, TroubleKind, Usual, Way};
 use model::{CopyColumn, TableBegin, TableName};
 use pg::Session;
 use plan::{Derived, Plan};
@@ -98,8 +98,11 @@ impl<'a> Planner<'a> {
             }
             let compiled = match mapping::compile(&kept::declared(declared), &catalog, &Usual) {
                 Ok(compiled) => compiled,
-                // It reads others as well; or something is wrong with it, which is told once all is known.
-                Err(_) => return Ok(Stored::Mirror(format!("{} is maintained from it", declared.into))),
+                Err(troubles) if troubles.iter().any(|trouble| trouble.kind == TroubleKind::UnknownTable) => {
+                    return Ok(Stored::Mirror(format!("{} reads other tables as well", declared.into)));
+                }
+                // Nothing is stored for a plan that cannot be carried out.
+                Err(troubles) => return Err(kept::refused(declared, &troubles)),
             };
             if let Some(why) = wants_mirror(&compiled) {
                 return Ok(Stored::Mirror(why));
