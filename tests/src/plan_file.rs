@@ -18,6 +18,8 @@ pub struct PlanFile {
     identity: Vec<(String, &'static str)>,
     top: String,
     extra: String,
+    /// All of it, but for where the state goes.
+    whole: Option<String>,
     env: Vec<(String, String)>,
 }
 
@@ -34,8 +36,14 @@ impl PlanFile {
             identity: Vec::new(),
             top: String::new(),
             extra: String::new(),
+            whole: None,
             env: Vec::new(),
         }
+    }
+
+    /// A plan that somebody wrote, without a `[state]`; its URLs come from the environment.
+    pub fn of(text: &str) -> PlanFile {
+        PlanFile { whole: Some(text.to_owned()), ..PlanFile::new("", "", "") }
     }
 
     /// Another source.
@@ -108,6 +116,10 @@ impl PlanFile {
     }
 
     fn text(&self, state: &Path) -> Result<String> {
+        let state_dir = format!("[state]\ndir = {}\n", quoted(&state.display().to_string()));
+        if let Some(whole) = &self.whole {
+            return Ok(format!("{whole}\n{state_dir}{}", self.extra));
+        }
         let mut text = format!("name = {}\n{}", quoted(&self.name), self.top);
         for (name, url, tables) in &self.sources {
             let tables: Vec<String> = tables.iter().map(|pattern| quoted(pattern)).collect();
@@ -118,7 +130,7 @@ impl PlanFile {
             writeln!(text, "sync = \"0s\"")?;
         }
         writeln!(text, "[target]\n{}\nschema = {}\n", url_line(&self.target), quoted(self.schema))?;
-        writeln!(text, "[state]\ndir = {}\n", quoted(&state.display().to_string()))?;
+        writeln!(text, "{state_dir}")?;
         if !self.identity.is_empty() {
             text += "[identity]\n";
             for (table, how) in &self.identity {

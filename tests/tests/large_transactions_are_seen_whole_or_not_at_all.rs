@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use crossfade_tests::{Crossfade, World, until};
+use crossfade_tests::{Cluster, Crossfade, World, follow, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -128,4 +128,40 @@ async fn when_another_source_goes_on_meanwhile() -> Result<()> {
     ensure!(world.source.psql("other", &content("beside"))? == world.at_target(&content("beside"))?);
     capture.stop().await?;
     apply.stop().await
+}
+
+/// Postgres does not tell of a subtransaction that rolled back if it had put more than 4,096 of its rows on its own disk before it began to stream them, as it does with what lies before the
+/// place where a new connection begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_part_was_rolled_back_that_the_server_does_not_tell_of() -> Result<()> {
+    let source = Cluster::build().set("logical_decoding_work_mem", "64kB").start()?;
+    let world = World::of(source, Cluster::start()?, None)?;
+    world.at_source("CREATE TABLE t (id integer PRIMARY KEY, v text); CREATE TABLE beside (id integer PRIMARY KEY)")?;
+    let crossfade = world.crossfade()?;
+    let mut run = follow::following(&crossfade).await?;
+    let client = world.source.client("app").await?;
+    client
+        .batch_execute("BEGIN; SAVEPOINT s; INSERT INTO t SELECT i, repeat('x', 50) FROM generate_series(1, 5000) AS i")
+        .await?;
+    // From here on the next connection is sent what commits.
+    world.at_source("INSERT INTO beside VALUES (1)")?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    run.stop().await?;
+    let streamed = "SELECT coalesce(sum(stream_count), 0) FROM pg_stat_replication_slots";
+    let before = world.at_source(streamed)?;
+    let mut run = follow::following(&crossfade).await?;
+    client
+        .batch_execute("SAVEPOINT t; INSERT INTO t SELECT i, repeat('y', 50) FROM generate_series(10001, 13000) AS i")
+        .await?;
+    // Only what is flushed is sent.
+    world.at_source("INSERT INTO beside VALUES (2)")?;
+    until("the open transaction to be streamed", MINUTE, || async {
+        Ok((world.at_source(streamed)? != before).then_some(()))
+    })
+    .await?;
+    client.batch_execute("ROLLBACK TO s; INSERT INTO t VALUES (20000, 'z'); COMMIT").await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    world.expect_equal().await?;
+    ensure!(world.at_target("SELECT count(*) FROM t")? == "1", "nothing is tested");
+    run.stop().await
 }

@@ -58,7 +58,9 @@ pub async fn remove(session: &Session, plan: &str, really: bool) -> Result<Vec<R
     if state::knows(session, plan).await? {
         let side = plan::target_side(plan);
         let others = pg::fence::others(session, &side).await?;
-        if let Some(other) = others.first() {
+        // Where source and target are one database, the source's line goes with the schema.
+        let own = |other: &&String| plan::is_side_of(plan, other);
+        if let Some(other) = others.iter().find(|other| !own(other)) {
             return Err(Problem::new(
                 Code::WriterRefused,
                 "the target's schema crossfade",

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::error::panicked;
 use crate::tail::CutOff;
 use crate::{
-    ApplyError, control, copy, derived, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
+    ApplyError, control, copy, derived, findings, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
 };
 
 /// What apply needs.
@@ -253,6 +253,9 @@ async fn lead(
         for source in back.sources {
             followers.spawn(rogue::watch(Arc::clone(&job), lease, source.name));
         }
+    }
+    if !job.plan.findings.is_empty() {
+        followers.spawn(findings::watch(Arc::clone(&job)));
     }
     let follow = async {
         match followers.join_next().await {

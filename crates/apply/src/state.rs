@@ -123,6 +123,15 @@ CREATE TABLE IF NOT EXISTS crossfade.derived (
     filled_at timestamptz, at text,             -- at which commit of each source
     PRIMARY KEY (into_schema, into_name));
 
+-- Rows that rules leave out, or let be less than they were: how many each finding has.
+CREATE TABLE IF NOT EXISTS crossfade.finding (
+    name text NOT NULL, severity text NOT NULL, reason text NOT NULL,
+    count bigint, error text,                   -- no count: why there is none
+    samples json NOT NULL, lsns json NOT NULL,  -- some of the rows; the last commit of each source that the count knows of
+    declared text,                              -- the plan's query that this is the answer to; null: crossfade counts it by itself
+    at timestamptz NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS finding_name ON crossfade.finding (name, (declared IS NULL));
+
 -- Statements that let triggers fire again which fire for apply's rows as well, and do not while it writes here.
 CREATE TABLE IF NOT EXISTS crossfade.quieted (statement text PRIMARY KEY);
 

@@ -1,13 +1,14 @@
 //! Committed transactions, in commit order, from the slot to the log.
 //!
 //! [`resume`] finds where the log ends, [`assemble`] turns pgoutput's messages into parts of transactions ([`streamed`] keeps
-//! those still in progress), [`batch`] packs parts into records, [`confirm`] remembers what of it is safe, [`writers`] whether another
+//! those still in progress, [`outcome`] asks what of them rolled back), [`batch`] packs parts into records, [`confirm`] remembers what of it is safe, [`writers`] whether another
 //! process has taken this one's place. One run of this module is one replication connection and one chain of appends; when either
 //! breaks, everything starts again from what the log has.
 
 mod assemble;
 mod batch;
 mod confirm;
+mod outcome;
 mod resume;
 mod streamed;
 mod writers;
@@ -27,6 +28,7 @@ use tracing::{info, warn};
 use assemble::Assembler;
 use batch::Packer;
 use confirm::Confirm;
+use outcome::Outcomes;
 pub(crate) use resume::{Resume, resume_point};
 pub(crate) use writers::Writers;
 
@@ -115,6 +117,7 @@ struct Tail {
     assembler: Assembler,
     packer: Packer,
     confirm: Confirm,
+    outcomes: Outcomes,
     /// When something was last appended.
     appended: tokio::time::Instant,
 }
@@ -154,6 +157,7 @@ impl Tail {
             stream,
             chain,
             confirm,
+            outcomes: Outcomes::default(),
             appended: tokio::time::Instant::now(),
         })
     }
@@ -178,7 +182,13 @@ impl Tail {
         let mut next = Some(frame);
         while let Some(frame) = next {
             match frame {
-                Frame::Data { payload, .. } => self.assembler.take(payload, &mut self.packer)?,
+                Frame::Data { payload, .. } => {
+                    if let Some(committed) = self.assembler.take(payload, &mut self.packer)? {
+                        let rolled_back =
+                            self.outcomes.rolled_back(&self.running.job, &committed.subtransactions).await?;
+                        self.assembler.settle(&committed, &rolled_back, &mut self.packer)?;
+                    }
+                }
                 Frame::Keepalive { end, reply } => self.keepalive(end, reply).await?,
             }
             if self.packer.full() {

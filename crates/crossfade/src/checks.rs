@@ -82,9 +82,11 @@ pub(crate) async fn everything(plan: &Plan, log: Option<&Arc<dyn Log>>) -> Resul
         };
         findings.extend(twice(plan, source, &needs, &mut names));
         let Some((target_session, target)) = &target else { continue };
-        if needs.identity == *target && same_server(&session, target_session).await {
-            findings.extend(onto_itself(plan, source, &needs));
-        } else if usable {
+        let one = needs.identity == *target && same_server(&session, target_session).await;
+        let onto_itself = if one { onto_itself(plan, source, &needs) } else { Vec::new() };
+        let torn = !onto_itself.is_empty();
+        findings.extend(onto_itself);
+        if usable && !torn {
             let capture::Needs { owners, owned, grantees, extensions, .. } = &needs;
             // The others go into mirrors, which crossfade makes itself.
             let tables: Vec<Table> =
@@ -165,13 +167,39 @@ async fn same_server(one: &Session, other: &Session) -> bool {
     }
 }
 
-/// Source and target are one database, under whatever names: each table would be its own target.
-fn onto_itself(plan: &Plan, source: &Source, needs: &capture::Needs) -> Option<Finding> {
-    let table = needs.tables.first()?;
-    let what = format!("{}: source {:?} and the target", plan.path.display(), source.name);
-    let why =
-        format!("they are the same database {:?}, so {} would be its own target", needs.identity.database, table.name);
-    Some(Finding::blocker(Code::PlanInvalid, what, why, "point [target] at another database"))
+/// Source and target are one database, under whatever names: no table can be both, and nothing may close or copy the database as a whole.
+fn onto_itself(plan: &Plan, source: &Source, needs: &capture::Needs) -> Vec<Finding> {
+    let database = &needs.identity.database;
+    let into = |table: &&Table| plan.derived.iter().any(|derived| derived.into == table.name);
+    if let Some(table) = needs.tables.iter().find(|table| goes_as_it_is(source, table) || into(table)) {
+        let name = &table.name;
+        let what = format!("{}: source {:?} and the target", plan.path.display(), source.name);
+        let why = format!("they are the same database {database:?}, so {name} would be its own target");
+        let next = match into(&table) {
+            true => format!(
+                "leave the target's tables out of the source's: \"!{name}\" in `tables` of [sources.{}]",
+                source.name
+            ),
+            false => format!(
+                "point [target] at another database; or let only queries read {name}, by a [[table]] into another table"
+            ),
+        };
+        return vec![Finding::blocker(Code::PlanInvalid, what, why, next)];
+    }
+    if !plan.cutover.fence.read_only {
+        return Vec::new();
+    }
+    let what = format!("{}: cutover.fence.read_only", plan.path.display());
+    let why = format!(
+        "source {:?} and the target are the same database {database:?}, and all of it would be read-only",
+        source.name
+    );
+    vec![Finding::blocker(
+        Code::PlanInvalid,
+        what,
+        why,
+        "take it out: the triggers on the source's tables refuse their writes",
+    )]
 }
 
 /// Tables under [identity] that no source has: a mistyped name would leave another table without its line.

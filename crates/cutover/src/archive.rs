@@ -38,7 +38,7 @@ async fn statements(
     }
     let tables = pg::catalog::tables(session).await?;
     let names = tables.iter().flat_map(|table| table.root.iter().chain([&table.name]));
-    let selects = |name: &&TableName| source.tables.selects(name);
+    let selects = |name: &&TableName| source.tables.selects(name) && !source.shared.selects(name);
     let roots: BTreeSet<&TableName> = names.filter(selects).collect();
     // A partition stays one wherever it is.
     let leaves = tables.iter().filter(|table| table.root.as_ref().is_some_and(|root| roots.contains(root)));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use apply::Counted;
 use log::Log;
 use model::{Problem, Severity, TableName};
 use pg::Session;
@@ -127,6 +128,19 @@ async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Resu
         }
     }
     Ok(())
+}
+
+/// Rows that must not be there.
+pub(crate) fn findings(counted: &[Counted], found: &mut Vec<Refusal>) {
+    for finding in counted.iter().filter(|finding| finding.is_error()) {
+        let next = match finding.count {
+            Some(_) => {
+                "`crossfade reconcile` shows some; put right at the source what causes them, or let the plan call it a `warning`"
+            }
+            None => "see to it that it can be counted, or let the plan call it a `warning`",
+        };
+        refuse(found, "finding", format!("finding {}: {next}", finding.line()));
+    }
 }
 
 pub(crate) fn refuse(found: &mut Vec<Refusal>, code: &'static str, text: impl Into<String>) {

@@ -1,3 +1,4 @@
+use apply::Counted;
 use pg::Session;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -36,6 +37,8 @@ pub struct Report {
     pub rechecked: u64,
     /// Tables that were not, because they have no key, or were emptied, and are large: equal a moment before.
     pub left_out: Vec<String>,
+    /// Rows that the plan's rules leave out, or let be less than they were, counted before anything was closed.
+    pub findings: Vec<Counted>,
 }
 
 /// A step.
@@ -125,6 +128,7 @@ impl Report {
             why: None,
             rechecked: 0,
             left_out: Vec::new(),
+            findings: Vec::new(),
         }
     }
 }
@@ -163,6 +167,9 @@ pub(crate) fn milliseconds(since: Instant) -> i64 {
 pub fn text(report: &Report) -> String {
     let mut text: String =
         report.refused.iter().map(|refusal| format!("refused: {} ({})\n", refusal.text, refusal.code)).collect();
+    for finding in &report.findings {
+        text += &format!("finding: {}", finding.text());
+    }
     for phase in &report.phases {
         text += &format!("{:<10} {:>6} ms  {}\n", phase.phase, phase.ms, phase.at);
     }

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use apply::Counted;
 use model::{Code, Problem, TableName};
 use pg::Session;
 use tokio::time::Instant;
@@ -183,6 +184,7 @@ struct Ready<'a> {
     target: Session,
     remainder: verify::Remainder<'a>,
     ear: Ear,
+    findings: Vec<Counted>,
 }
 
 async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Result<Report, CutoverError> {
@@ -194,7 +196,7 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
             Err(report) => return Ok(*report),
         },
     };
-    let Ready { target, mut remainder, mut ear } = ready;
+    let Ready { target, mut remainder, mut ear, findings } = ready;
     journal::open(&target).await?;
     let mut olds = olds(job).await?;
     let history = History::read(olds.iter().map(|old| &old.session), &target).await?;
@@ -255,6 +257,7 @@ async fn cut_over(job: &Job, options: &Options, stop: &CancellationToken) -> Res
         rechecked: way.rest.rows,
         left_out: way.rest.left_out.iter().map(TableName::to_string).collect(),
         sequences_left: way.sequences_left,
+        findings,
         ..report
     })
 }
@@ -266,8 +269,13 @@ async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, 
     if let Some(report) = earlier(job, options, &target).await? {
         return done(report);
     }
+    // Once, for that may take a while.
+    let findings = match job.is_back() {
+        true => Vec::new(),
+        false => apply::findings(&job.verify.target, &job.verify.plan).await,
+    };
     let begun = Instant::now();
-    let found = loop {
+    let mut found = loop {
         let found = refusals::find(job, options, &target).await?;
         // Where the other direction has just ended, apply takes a moment to take up this one.
         let passes = !found.is_empty() && found.iter().all(|refusal| ["apply_down", "lag"].contains(&refusal.code));
@@ -276,8 +284,9 @@ async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, 
         }
         tokio::time::sleep(AGAIN).await;
     };
+    refusals::findings(&findings, &mut found);
     if !found.is_empty() {
-        return done(Report { refused: found, ..job.report(Outcome::Refused) });
+        return done(Report { refused: found, findings, ..job.report(Outcome::Refused) });
     }
     let mut ear = Ear::open(&job.verify.target).await?;
     if !options.no_way_back
@@ -319,9 +328,10 @@ async fn ready<'a>(job: &'a Job, options: &Options) -> Result<Result<Ready<'a>, 
         }
         // While others write there is no comparing; reading up to now is what takes time.
         remainder.read_on().await?;
-        return done(Report { write_gap_ms: Some(report::milliseconds(begun)), ..job.report(Outcome::Possible) });
+        let write_gap_ms = Some(report::milliseconds(begun));
+        return done(Report { write_gap_ms, findings, ..job.report(Outcome::Possible) });
     }
-    Ok(Ok(Ready { target, remainder, ear }))
+    Ok(Ok(Ready { target, remainder, ear, findings }))
 }
 
 /// Waits until the target is so close behind that nobody has to wait long for it, once the source is closed.

@@ -86,11 +86,12 @@ impl<'a> Way<'a> {
             back = Some(back::prepare(self.job, target, &old.session).await?);
         }
         let mut schemas = Vec::new();
-        for old in olds.iter_mut() {
+        for (old, source) in olds.iter_mut().zip(&plan.sources) {
             let query = "SELECT schema, name FROM crossfade.tables WHERE source = $1::text ORDER BY 1, 2";
             let rows = target.query(query, &[&old.name]).await?;
-            let tables: Vec<TableName> =
+            let mut tables: Vec<TableName> =
                 rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+            tables.retain(|table| !source.shared.selects(table));
             let mut own: Vec<String> = tables.iter().map(|table| table.schema.clone()).collect();
             own.dedup();
             schemas.push(own);

@@ -6,13 +6,13 @@ use model::TableName;
 
 use crate::catalog::{Catalog, Places, Side, SourceTable};
 use crate::clean::clean;
-use crate::derived::{Derived, OnConflict, WhenMissing};
+use crate::derived::{Derived, OnConflict, WhenMissing, keyed, said};
 use crate::maintained::{self, Maintained};
 use crate::nulls::Nulls;
 use crate::oracle::Oracle;
 use crate::print::Printer;
 use crate::query::{Query, Read};
-use crate::read::{Reading, read};
+use crate::read::{Reading, read, read_said};
 use crate::relax::Fault;
 use crate::streamed::{self, Streamed};
 use crate::trouble::{Place, Trouble, TroubleKind};
@@ -25,6 +25,8 @@ pub struct Compiled {
     pub into: TableName,
     /// The columns of the result.
     pub columns: Vec<String>,
+    /// The columns that tell its rows apart: the declaration's, or those of the source's table that it is a part of.
+    pub key: Vec<String>,
     /// The source tables that it reads, those of `affected_by` included: the mirrors of a maintained table.
     pub sources: Vec<SourceTable>,
     /// How its rows are made.
@@ -66,13 +68,15 @@ pub fn compile_with(
     places: &dyn Places,
     fault: Fault,
 ) -> Result<Compiled, Vec<Trouble>> {
-    let reading = read(&derived.sql, catalog, None).map_err(|trouble| vec![trouble])?;
+    let derived = &*keyed(derived, catalog);
+    let reading = read(derived, catalog).map_err(|trouble| vec![trouble])?;
     let nulls = Nulls::of(&reading.query, catalog);
-    let mut said = Vec::new();
-    for (source, sql) in &derived.affected_by {
-        said.push((source, read(sql, catalog, Some(source)).map_err(|trouble| vec![trouble.said_of(source)])?));
+    let mut readings = Vec::new();
+    for (source, sql) in said(derived) {
+        let reading = read_said(sql, catalog, &source).map_err(|trouble| vec![trouble])?;
+        readings.push((source, reading));
     }
-    let subject = Subject { derived, catalog, places, reading: &reading, said: &said, nulls: &nulls, fault };
+    let subject = Subject { derived, catalog, places, reading: &reading, said: &readings, nulls: &nulls, fault };
     let mut troubles = subject.declaration();
     troubles.extend(fit::troubles(&subject));
     if !troubles.is_empty() {
@@ -83,23 +87,26 @@ pub fn compile_with(
     let way = match streamed::streamed(&subject) {
         Ok(streamed) => Way::Streamed(streamed),
         Err(reason) => {
+            let reason = match derived.parts.as_slice() {
+                [_] if derived.merge.is_empty() => reason,
+                [_] => "rows that share a key are merged".to_owned(),
+                parts => format!("the rows of {} [[table]]s are in it", parts.len()),
+            };
             let (maintained, more) = maintained::maintained(&subject, reason)?;
             warnings.extend(more);
-            let of = |(source, reading): &(&SourceTable, Reading)| {
-                reading.warnings.iter().map(|warning| warning.clone().said_of(source)).collect::<Vec<_>>()
-            };
-            warnings.extend(said.iter().flat_map(of));
+            warnings.extend(readings.iter().flat_map(|(_, reading)| reading.warnings.iter().cloned()));
             Way::Maintained(Box::new(maintained))
         }
     };
     let mut sources: BTreeSet<SourceTable> = subject.sources().into_iter().collect();
     if matches!(way, Way::Maintained(_)) {
-        let more = said.iter().flat_map(|(_, reading)| &reading.mentions);
+        let more = readings.iter().flat_map(|(_, reading)| &reading.mentions);
         sources.extend(more.map(|mention| subject.source(mention.table).clone()));
     }
     Ok(Compiled {
         into: derived.into.clone(),
         columns: subject.names(),
+        key: derived.key.clone(),
         sources: sources.into_iter().collect(),
         way,
         oracle: Oracle::of(&subject),
@@ -114,7 +121,7 @@ pub(crate) struct Subject<'a> {
     pub places: &'a dyn Places,
     pub reading: &'a Reading,
     /// What `affected_by` says of a table.
-    pub said: &'a [(&'a SourceTable, Reading)],
+    pub said: &'a [(SourceTable, Reading)],
     pub nulls: &'a Nulls,
     pub fault: Fault,
 }
@@ -159,7 +166,12 @@ impl Subject<'_> {
 
     /// Whether `affected_by` says for every table which units its rows affect.
     pub fn is_all_said(&self) -> bool {
-        self.sources().iter().all(|source| self.derived.affected_by.contains_key(source))
+        self.sources().iter().all(|source| self.is_said(source))
+    }
+
+    /// Whether `affected_by` says which units a table's rows affect.
+    pub fn is_said(&self, source: &SourceTable) -> bool {
+        self.derived.affected_by(&source.source, &source.table).is_some()
     }
 
     /// What the declaration and the query have against each other.
@@ -212,7 +224,7 @@ impl Subject<'_> {
             };
             troubles.push(of(TroubleKind::Declaration, format!("`on_conflict` {column}"), why, "leave it out"));
         }
-        for source in derived.affected_by.keys().filter(|source| !self.sources().contains(source)) {
+        for (source, _) in said(derived).filter(|(source, _)| !self.sources().contains(source)) {
             let why = "the query does not read that table";
             troubles.push(of(TroubleKind::Declaration, format!("`affected_by` {source}"), why, "leave it out"));
         }
@@ -297,5 +309,5 @@ pub(crate) fn at(
     why: impl Into<String>,
     next: impl Into<String>,
 ) -> Trouble {
-    Trouble { kind, said_of: None, at, what: what.into(), why: why.into(), next: next.into() }
+    Trouble { kind, at, what: what.into(), why: why.into(), next: next.into() }
 }

@@ -1,70 +1,28 @@
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-use model::TableName;
+pub use plan::{Derived, OnConflict, WhenMissing};
+use plan::{Rows, Sql};
 
-use crate::catalog::SourceTable;
+use crate::catalog::{Catalog, SourceTable};
 
-/// A derived table as the plan declares it.
-#[derive(Clone, Debug)]
-pub struct Derived {
-    /// The relation of the target that its rows go into.
-    pub into: TableName,
-    /// The columns that tell its rows apart. Empty: rows have no identity, and all of a unit's rows are written anew when
-    /// one of them can have changed.
-    pub key: Vec<String>,
-    /// The query.
-    pub sql: String,
-    /// The columns whose values name what changes together; empty: the key.
-    pub recompute_by: Vec<String>,
-    /// What happens to columns of rows that are there already; [`OnConflict::Overwrite`] where nothing is said.
-    pub on_conflict: BTreeMap<String, OnConflict>,
-    /// What happens to rows that the query no longer gives.
-    pub when_missing: WhenMissing,
-    /// Per source table, a query of the units that its changed rows affect: it reads them as `changed`, and may read all
-    /// source tables. It takes the place of what is derived for that table.
-    pub affected_by: BTreeMap<SourceTable, String>,
-}
-
-impl Derived {
-    /// One that says no more than it must.
-    pub fn new(into: TableName, key: &[&str], sql: impl Into<String>) -> Self {
-        Derived {
-            into,
-            key: key.iter().map(|&name| name.to_owned()).collect(),
-            sql: sql.into(),
-            recompute_by: Vec::new(),
-            on_conflict: BTreeMap::new(),
-            when_missing: WhenMissing::Delete,
-            affected_by: BTreeMap::new(),
-        }
-    }
-
-    /// The columns of the unit.
-    pub fn unit(&self) -> &[String] {
-        if self.recompute_by.is_empty() { &self.key } else { &self.recompute_by }
+/// The declaration with a key, where it has none and its rows are those of source tables that have all the same one.
+pub(crate) fn keyed<'a>(derived: &'a Derived, catalog: &Catalog) -> Cow<'a, Derived> {
+    let identity = |part: &plan::Part| {
+        let Rows::Cut(cut) = &part.rows else { return None };
+        let is = |name: &SourceTable| name.source == cut.source && name.table == cut.table;
+        let table = catalog.tables.iter().find(|table| is(&table.name))?;
+        // With FULL all columns are what is told of old rows, and need not tell rows apart.
+        (!table.full || table.identity.len() < table.columns.len()).then(|| table.identity.clone())
+    };
+    let mut keys: Vec<Option<Vec<String>>> = derived.parts.iter().map(identity).collect();
+    keys.dedup();
+    match keys.as_slice() {
+        [Some(key)] if derived.unit().is_empty() => Cow::Owned(Derived { key: key.clone(), ..derived.clone() }),
+        _ => Cow::Borrowed(derived),
     }
 }
 
-/// What happens to a column of a row that is there already.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
-    /// It becomes what the query gives.
-    #[default]
-    Overwrite,
-    /// It stays what it is.
-    Keep,
-    /// It becomes the greater of both.
-    Greatest,
-    /// It becomes the lesser of both.
-    Least,
-}
-
-/// What happens to a row that the query no longer gives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WhenMissing {
-    /// It goes.
-    #[default]
-    Delete,
-    /// It stays.
-    Keep,
+/// What `affected_by` says, and of which tables.
+pub(crate) fn said(derived: &Derived) -> impl Iterator<Item = (SourceTable, &Sql)> {
+    derived.affected_by.iter().map(|said| (SourceTable::new(&*said.source, said.table.clone()), &said.sql))
 }

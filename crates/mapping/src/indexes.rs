@@ -90,6 +90,17 @@ fn units(query: &Query, unit: &[usize], add: &mut dyn FnMut(usize, Vec<String>))
         units(&set.right, unit, add);
         return;
     }
+    // Below, several may be united.
+    if let Body::Block(block) = &query.body
+        && let [From::Query { item, query: below, .. }] = block.from.as_slice()
+    {
+        let names = below.names();
+        let place = |&number: &usize| match &block.targets.get(number)?.expr {
+            Expr::Column(of, name) if of == item => names.iter().position(|known| known == name),
+            _ => None,
+        };
+        return units(below, &unit.iter().filter_map(place).collect::<Vec<_>>(), add);
+    }
     let mut by_table: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for (table, name) in unit.iter().filter_map(|&number| origin(query, number)) {
         let columns = by_table.entry(table).or_default();

@@ -1,12 +1,13 @@
 //! From the SQL of a derived table to the statements that keep it current. Pure: it reads no database and runs nothing. The
 //! caller says what tables, functions and columns there are ([`Catalog`]) and where mirrors and temp tables lie ([`Places`]).
 //!
-//! - what comes in: [`Derived`], a table as the plan declares it
-//! - `read` parses with Postgres's own parser and resolves all names; what it does not know, it refuses by name
+//! - what comes in: [`Derived`], a table as the plan declares it, by one `[[table]]` or several
+//! - `read` parses with Postgres's own parser, resolves all names and makes one query of all that gives the table's rows; what it does not know, it refuses by name
 //! - `clean` and `nulls` say what is known of columns; `fit` holds the result against the target, `warn` tells what rows alone do not fix
 //! - `streamed`: rows made from the changed rows alone; `maintained`: from mirrors, by `relax` (which units can have changed),
 //!   `recompute` (their rows) and `write` (the target)
-//! - what comes out: [`Compiled`], or [`Trouble`]s with their places in the SQL
+//! - `question` is what is asked and not kept: a query over mirrors, and no more
+//! - what comes out: [`Compiled`], or [`Trouble`]s with their places in the plan
 //!
 //! # Why it is right
 //!
@@ -48,6 +49,7 @@ mod nulls;
 mod oracle;
 mod print;
 mod query;
+mod question;
 mod read;
 mod recompute;
 mod relax;
@@ -67,10 +69,11 @@ pub use compile::{Compiled, Step, Way, compile};
 pub use derived::{Derived, OnConflict, WhenMissing};
 pub use indexes::Index;
 pub use maintained::{Derivation, Maintained};
-pub use mentions::mentions;
+pub use mentions::{mentions, mentions_of};
 pub use oracle::Oracle;
+pub use question::{Question, question};
 #[doc(hidden)]
 pub use relax::Fault;
 pub use streamed::{Streamed, StreamedColumn};
 pub use trouble::{Place, Trouble, TroubleKind};
-pub use words::words;
+pub use words::{words, words_of};

@@ -13,7 +13,7 @@ use crate::recompute::{patterns, recompute};
 use crate::relax::bounds::is_bounded;
 use crate::relax::{Guard, Relaxer};
 use crate::trouble::{Trouble, TroubleKind};
-use crate::write::{deletes, upsert};
+use crate::write::{deletes, insert, upsert};
 
 /// How a maintained table is kept current. The module's documentation of the crate has the order in which all this runs.
 #[derive(Clone, Debug)]
@@ -96,12 +96,13 @@ pub(crate) fn maintained(subject: &Subject<'_>, reason: String) -> Result<(Maint
     let nothing = |name: &str, columns: &str| {
         format!("CREATE TEMP TABLE IF NOT EXISTS {name} AS SELECT {columns} FROM ({query}) AS q WITH NO DATA")
     };
-    let prepare = vec![
+    let mut prepare = vec![
         nothing(&names.found, &format!("NULL::integer AS {GUARD}, {unit}")),
         nothing(&names.units, &unit),
         nothing(&names.result, "*"),
         format!("CREATE TEMP TABLE IF NOT EXISTS {} (number integer, value text)", names.guards),
     ];
+    prepare.extend(apart(subject, &names.result));
     let mut again = vec![
         format!(
             "INSERT INTO {} SELECT DISTINCT {unit} FROM {} AS f WHERE f.{GUARD} IS NULL OR EXISTS (SELECT FROM {} AS g WHERE g.number = f.{GUARD})",
@@ -132,13 +133,21 @@ pub(crate) fn maintained(subject: &Subject<'_>, reason: String) -> Result<(Maint
         after,
         recompute: again,
         write,
-        fill: upsert(subject, &format!("({query})")),
+        fill: insert(subject, &format!("({query})")),
         refill,
         derivations,
         indexes: indexes::wanted(subject),
     };
     let warnings = unbounded(subject, &maintained.derivations);
     Ok((maintained, warnings))
+}
+
+/// Two rows that were made with one key are an error. Left to the target they need not be: where the first is what is there already, the second takes its place, and
+/// the next time the first does.
+fn apart(subject: &Subject<'_>, result: &str) -> Option<String> {
+    let key = quote::idents(subject.derived.key.iter().map(String::as_str));
+    let index = quote::ident(&subject.places.scratch(&subject.derived.into, "key").name);
+    (!subject.derived.key.is_empty()).then(|| format!("CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {result} ({key})"))
 }
 
 /// The temp tables, quoted.
@@ -189,7 +198,7 @@ fn derive(subject: &Subject<'_>) -> Result<Found, Vec<Trouble>> {
     // A set operation's arm may hold what is in another one as well; only mentions that are in the query count.
     let inside = subject.query().occurrences();
     for (mention, known) in subject.reading.mentions.iter().enumerate() {
-        if !inside.contains(&mention) || subject.derived.affected_by.contains_key(subject.source(known.table)) {
+        if !inside.contains(&mention) || subject.is_said(subject.source(known.table)) {
             continue;
         }
         let variants = relaxer.query(subject.query(), Some(mention), &unit);
@@ -252,7 +261,7 @@ impl Found {
                 format!("SELECT {unit} FROM ({query}) AS q")
             };
             let derivation = Derivation {
-                table: (*source).clone(),
+                table: source.clone(),
                 mention: None,
                 old: sql(Side::Old),
                 new: sql(Side::New),

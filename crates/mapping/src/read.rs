@@ -1,21 +1,25 @@
 //! From the text of a query to a [`Query`] in which all is resolved. What is not known to be handled is refused by name:
 //! every place that looks at a node of the parse tree lists what it knows, and nothing passes by default.
 //!
+//! - `parts`: several `[[table]]`s as one query, and rows that share a key as one; `cut`: a table that goes over in part
 //! - `select`: SELECT, VALUES, set operations and their clauses
 //! - `from`: FROM and its joins
 //! - `expr`: expressions; `call`: functions; `literal`: constants, types, operators
 //! - `scope`: which names mean what
 
 mod call;
+mod cut;
 mod expr;
 mod from;
 mod literal;
 mod names;
+mod parts;
 mod scope;
 mod select;
 
-use pg_query::NodeEnum;
-use pg_query::protobuf::Node;
+use pg_query::protobuf::{Node, SelectStmt};
+use pg_query::{NodeEnum, ParserOptions};
+use plan::{Derived, Sql};
 
 use crate::catalog::{Catalog, SourceTable};
 use crate::print::Aliases;
@@ -41,26 +45,44 @@ pub(crate) struct Mention {
     pub at: Option<Place>,
 }
 
-/// Reads `sql`. With `changed`, a table of that name and the columns of that source table may be read as well.
-pub(crate) fn read(sql: &str, catalog: &Catalog, changed: Option<&SourceTable>) -> Result<Reading, Trouble> {
-    let parsed = pg_query::parse(sql, 0).map_err(|error| syntax(sql, &error.to_string()))?;
+/// Reads what gives a table's rows.
+pub(crate) fn read(derived: &Derived, catalog: &Catalog) -> Result<Reading, Trouble> {
+    let Some(first) = derived.parts.first() else { return Err(not_select(&"".into(), "it has no query")) };
+    let mut reader = Reader::new(first.sql(), catalog, None);
+    let query = reader.derived(derived)?;
+    Ok(reader.done(query))
+}
+
+/// Reads a query that stands for itself.
+pub(crate) fn read_question(sql: &Sql, catalog: &Catalog) -> Result<Reading, Trouble> {
+    let mut reader = Reader::new(sql, catalog, None);
+    let query = reader.select(&parse(sql, ParserOptions::DEFAULT)?, None)?;
+    Ok(reader.done(query))
+}
+
+/// Reads what is said of which units the rows of a table affect: it may read them as `changed`.
+pub(crate) fn read_said(sql: &Sql, catalog: &Catalog, changed: &SourceTable) -> Result<Reading, Trouble> {
+    let mut reader = Reader::new(sql, catalog, Some(changed));
+    let query = reader.select(&parse(sql, ParserOptions::DEFAULT)?, None)?;
+    Ok(reader.done(query))
+}
+
+/// The one SELECT that a text is. As an expression of PL/pgSQL it is what could stand behind the word.
+fn parse(sql: &Sql, how: ParserOptions) -> Result<SelectStmt, Trouble> {
+    let parsed = pg_query::parse(&sql.text, how).map_err(|error| syntax(sql, how, &error.to_string()))?;
     let mut statements = parsed.protobuf.stmts.into_iter();
     let (Some(statement), None) = (statements.next(), statements.next()) else {
         return Err(not_select(sql, "it is not one statement"));
     };
-    let Some(NodeEnum::SelectStmt(select)) = statement.stmt.and_then(|node| node.node) else {
-        return Err(not_select(sql, "it is not a SELECT"));
-    };
-    let mut reader =
-        Reader { sql, catalog, changed, aliases: Aliases::default(), mentions: Vec::new(), warnings: Vec::new() };
-    let query = reader.select(&select, None)?;
-    Ok(Reading { query, aliases: reader.aliases, mentions: reader.mentions, warnings: reader.warnings })
+    match statement.stmt.and_then(|node| node.node) {
+        Some(NodeEnum::SelectStmt(select)) => Ok(*select),
+        _ => Err(not_select(sql, "it is not a SELECT")),
+    }
 }
 
-fn not_select(sql: &str, why: &str) -> Trouble {
+fn not_select(sql: &Sql, why: &str) -> Trouble {
     Trouble {
         kind: TroubleKind::NotSelect,
-        said_of: None,
         at: Place::of(sql, 0),
         what: "the query".to_owned(),
         why: why.to_owned(),
@@ -69,19 +91,19 @@ fn not_select(sql: &str, why: &str) -> Trouble {
 }
 
 /// The parser says what it met, not where. The place is the first one up to which it says the same.
-fn syntax(sql: &str, message: &str) -> Trouble {
+fn syntax(sql: &Sql, how: ParserOptions, message: &str) -> Trouble {
+    let text = &sql.text;
     let near = message.rsplit_once("at or near \"").and_then(|(_, near)| near.strip_suffix('"'));
     let offset = near.filter(|near| !near.is_empty()).and_then(|near| {
-        sql.match_indices(near).map(|(offset, _)| offset).find(|offset| {
-            sql.get(..offset + near.len())
-                .and_then(|until| pg_query::parse(until, 0).err())
+        text.match_indices(near).map(|(offset, _)| offset).find(|offset| {
+            text.get(..offset + near.len())
+                .and_then(|until| pg_query::parse(until, how).err())
                 .is_some_and(|error| error.to_string() == message)
         })
     });
-    let end = if near.is_none() { sql.len() } else { 0 };
+    let end = if near.is_none() { text.len() } else { 0 };
     Trouble {
         kind: TroubleKind::Syntax,
-        said_of: None,
         at: Place::of(sql, offset.unwrap_or(end)),
         what: "the query".to_owned(),
         why: message.trim_start_matches("Invalid statement: ").to_owned(),
@@ -90,7 +112,8 @@ fn syntax(sql: &str, message: &str) -> Trouble {
 }
 
 struct Reader<'a> {
-    sql: &'a str,
+    /// What is being read.
+    sql: &'a Sql,
     catalog: &'a Catalog,
     changed: Option<&'a SourceTable>,
     aliases: Aliases,
@@ -98,10 +121,20 @@ struct Reader<'a> {
     warnings: Vec<Trouble>,
 }
 
+impl<'a> Reader<'a> {
+    fn new(sql: &'a Sql, catalog: &'a Catalog, changed: Option<&'a SourceTable>) -> Self {
+        Reader { sql, catalog, changed, aliases: Aliases::default(), mentions: Vec::new(), warnings: Vec::new() }
+    }
+
+    fn done(self, query: Query) -> Reading {
+        Reading { query, aliases: self.aliases, mentions: self.mentions, warnings: self.warnings }
+    }
+}
+
 impl Reader<'_> {
-    /// The place of a node; the parser says -1 where it does not know.
+    /// The place of a node; where the parser does not know it and says -1, that of the whole.
     fn place(&self, location: i32) -> Option<Place> {
-        usize::try_from(location).ok().and_then(|offset| Place::of(self.sql, offset))
+        Place::of(self.sql, usize::try_from(location).unwrap_or_default())
     }
 
     fn trouble(
@@ -112,7 +145,7 @@ impl Reader<'_> {
         why: impl Into<String>,
         next: impl Into<String>,
     ) -> Trouble {
-        Trouble { kind, said_of: None, at: self.place(at), what: what.into(), why: why.into(), next: next.into() }
+        Trouble { kind, at: self.place(at), what: what.into(), why: why.into(), next: next.into() }
     }
 
     /// Refuses something that is not known to be handled.

@@ -8,7 +8,7 @@ use crate::catalog::{Side, SourceTable, Table};
 use crate::compile::{Step, Subject};
 use crate::derived::{OnConflict, WhenMissing};
 use crate::query::{Block, Body, Distinct, Expr, From, Item};
-use crate::write::{Insert, equal, insert, upsert};
+use crate::write::{Insert, equal, parts, upsert};
 
 /// How a streamed table's rows are made: projection and filter run over the batch itself.
 #[derive(Clone, Debug)]
@@ -337,7 +337,7 @@ fn build(subject: &Subject<'_>, block: &Block, item: Item, table: &Table) -> Str
         filter_reads: block.filter.iter().flat_map(reads).collect(),
         steps,
         refill,
-        insert: insert(subject),
+        insert: parts(subject),
     }
 }
 
@@ -345,6 +345,9 @@ fn wants_mirror(subject: &Subject<'_>) -> Option<String> {
     let derived = subject.derived;
     if derived.when_missing == WhenMissing::Keep {
         return Some(format!("{} keeps rows that its query no longer gives (`when_missing`)", derived.into));
+    }
+    if !derived.affected_by.is_empty() {
+        return Some(format!("{} says with `affected_by` what of it is to be looked at", derived.into));
     }
     let (column, _) = derived.on_conflict.iter().find(|(_, rule)| **rule != OnConflict::Overwrite)?;
     Some(format!("column {column} of {} depends on what was there before (`on_conflict`)", derived.into))

@@ -1,16 +1,13 @@
 use std::fmt;
 
-use crate::catalog::SourceTable;
+use plan::Sql;
 
-/// Something about a derived table that a person has to know. The caller knows file and line of the plan; this knows the
-/// place inside the SQL.
+/// Something about a derived table that a person has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// What kind it is.
     pub kind: TroubleKind,
-    /// The source table whose `affected_by` it is in; none where it is in the query itself.
-    pub said_of: Option<Box<SourceTable>>,
-    /// Where in the SQL, if at one place.
+    /// Where in the plan, if at one place.
     pub at: Option<Place>,
     /// The thing: a column, a function, a clause.
     pub what: String,
@@ -18,13 +15,6 @@ pub struct Trouble {
     pub why: String,
     /// What to write instead.
     pub next: String,
-}
-
-impl Trouble {
-    /// The same, in what `affected_by` says of that table.
-    pub(crate) fn said_of(self, table: &SourceTable) -> Trouble {
-        Trouble { said_of: Some(Box::new(table.clone())), ..self }
-    }
 }
 
 impl fmt::Display for Trouble {
@@ -36,23 +26,22 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// A place in a text.
+/// A place in SQL of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Bytes from its beginning.
+    /// Bytes from the beginning of that SQL.
     pub offset: usize,
-    /// From 1.
+    /// Of the plan's file, from 1.
     pub line: usize,
-    /// Characters from the line's beginning, from 1.
+    /// Characters from that line's beginning, from 1.
     pub column: usize,
 }
 
 impl Place {
-    /// The place `offset` bytes into `text`; none behind its end.
-    pub fn of(text: &str, offset: usize) -> Option<Place> {
-        let before = text.get(..offset)?;
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    /// The place `offset` bytes into `sql`; none behind its end.
+    pub fn of(sql: &Sql, offset: usize) -> Option<Place> {
+        sql.text.get(..offset)?;
+        let (line, column) = sql.place(offset);
         Some(Place { offset, line, column })
     }
 }
@@ -124,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_place_counts_lines_and_characters() {
-        let text = "SELECT 'ü',\n  x";
+        let text = &Sql::from("SELECT 'ü',\n  x");
         assert_eq!(Place::of(text, 0), Some(Place { offset: 0, line: 1, column: 1 }));
         assert_eq!(Place::of(text, 11).map(|at| (at.line, at.column)), Some((1, 11)));
         assert_eq!(Place::of(text, 15).map(|at| (at.line, at.column)), Some((2, 3)));

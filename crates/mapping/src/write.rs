@@ -5,13 +5,18 @@ use model::quote;
 use crate::compile::Subject;
 use crate::derived::{OnConflict, WhenMissing};
 
-/// The statement that inserts what is new of `rows` (a relation or subquery) and updates what is different.
+/// The statement that inserts `rows` (a relation or subquery).
+pub(crate) fn insert(subject: &Subject<'_>, rows: &str) -> String {
+    format!("{}{rows} AS r", parts(subject).head)
+}
+
+/// The statement that inserts what is new of `rows` and updates what is different.
 pub(crate) fn upsert(subject: &Subject<'_>, rows: &str) -> String {
-    let Insert { head, conflict } = insert(subject);
+    let Insert { head, conflict } = parts(subject);
     format!("{head}{rows} AS r{conflict}")
 }
 
-/// The same in two parts, for rows that are known later.
+/// Both in parts, for rows that are known later.
 #[derive(Clone, Debug)]
 pub(crate) struct Insert {
     /// Stands before the rows.
@@ -21,7 +26,7 @@ pub(crate) struct Insert {
 }
 
 /// The statement that inserts rows, in its parts.
-pub(crate) fn insert(subject: &Subject<'_>) -> Insert {
+pub(crate) fn parts(subject: &Subject<'_>) -> Insert {
     let derived = subject.derived;
     let names = subject.names();
     let columns = quote::idents(names.iter().map(String::as_str));

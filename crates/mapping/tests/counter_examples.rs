@@ -24,7 +24,7 @@ async fn holds(sql: &str, unit: &[&str], before: [&[[i32; 4]]; 3], after: [&[[i3
     load(&session, &world).await;
     let mut derived = Derived::new(into(), &[], sql);
     derived.recompute_by = unit.iter().map(|&name| name.to_owned()).collect();
-    let compiled = compiled(&session, &mut catalog, &derived, Plant::None).await.unwrap();
+    let compiled = compiled(&session, &mut catalog, &derived, sql, Plant::None).await.unwrap();
     start(&session, &compiled).await;
     let was = session.bag("SELECT t::text FROM public.derived t").await;
     let changes: Vec<_> = (0..3).map(|table| world.change(table, rows(after[table]))).collect();

@@ -5,6 +5,7 @@ mod support;
 
 use crossfade_mapping::{Derived, OnConflict, SourceTable, TroubleKind, Usual, Way, WhenMissing, compile};
 use model::TableName;
+use plan::{AffectedBy, Part, Rows};
 use support::ground::Ground;
 use support::maintain::into;
 
@@ -18,6 +19,10 @@ fn derived(key: &[&str], unit: &[&str], sql: &str) -> Derived {
     let mut derived = Derived::new(into(), key, sql);
     derived.recompute_by = unit.iter().map(|&name| name.to_owned()).collect();
     derived
+}
+
+fn affected(name: &str, sql: &str) -> AffectedBy {
+    AffectedBy { source: "shop".to_owned(), table: TableName::new("public", name), sql: sql.into() }
 }
 
 async fn ground() -> Ground {
@@ -34,7 +39,7 @@ async fn affected_by_takes_the_place_of_what_is_derived() {
     // The three highest: which ones they are depends on all rows, so all units, those that leave included.
     let mut first = derived(&["id"], &[], "SELECT a.id, a.x AS v FROM shop.public.a ORDER BY a.x DESC LIMIT 2");
     let all = "SELECT id FROM shop.public.a UNION SELECT id FROM changed";
-    first.affected_by.insert(table("shop", "a"), all.to_owned());
+    first.affected_by.push(affected("a", all));
     let compiled = ground.derive(&first).await;
     let Way::Maintained(maintained) = &compiled.way else { panic!("{compiled:?}") };
     assert!(maintained.derivations.iter().all(|derivation| derivation.mention.is_none()));
@@ -53,7 +58,7 @@ async fn affected_by_of_one_table_leaves_the_others_derived_and_may_read_more_ta
     let mut sums = derived(&["id"], &[], sql);
     let said =
         "SELECT DISTINCT a.id FROM changed JOIN shop.public.c ON c.k = changed.g JOIN shop.public.a ON a.k >= c.x";
-    sums.affected_by.insert(table("shop", "b"), said.to_owned());
+    sums.affected_by.push(affected("b", said));
     let compiled = ground.derive(&sums).await;
     assert_eq!(compiled.sources, ["a", "b", "c"].map(|name| table("shop", name)), "c has to be mirrored too");
     ground.transaction(&compiled, "UPDATE shop.b SET x = 8; UPDATE shop.a SET k = 3 WHERE id = 1").await;
@@ -66,7 +71,7 @@ async fn affected_by_has_to_give_the_unit() {
     let mut ground = ground().await;
     let mut one = derived(&["id"], &[], "SELECT a.id, a.x AS v FROM shop.public.a JOIN shop.public.b ON a.k > b.k");
     ground.derive(&one).await;
-    one.affected_by.insert(table("shop", "a"), "SELECT changed.x FROM changed".to_owned());
+    one.affected_by.push(affected("a", "SELECT changed.x FROM changed"));
     let trouble = compile(&one, &ground.catalog, &Usual).unwrap_err().remove(0);
     assert_eq!(trouble.kind, TroubleKind::Declaration, "{trouble}");
     assert!(trouble.to_string().contains("shop.public.a") && trouble.next.contains("id"), "{trouble}");
@@ -188,9 +193,34 @@ async fn several_sources_have_tables_of_one_name() {
     ground.transaction(&compiled, "INSERT INTO shop.a VALUES (3, 1, 1, 1); DELETE FROM shop.a WHERE id = 2").await;
     ground.holds(&compiled).await;
     assert_eq!(ground.target().await, ["(1,5)", "(3,5)"]);
-    let mut unnamed = derived(&["id"], &[], "SELECT a.id, a.x AS v FROM public.a");
+    let unnamed = derived(&["id"], &[], "SELECT a.id, a.x AS v FROM public.a");
     let trouble = compile(&unnamed, &ground.catalog, &Usual).unwrap_err().remove(0);
     assert!(trouble.next.contains("shop.public.a") && trouble.next.contains("crm.public.a"), "{trouble}");
-    unnamed.sql = "SELECT shop.public.a.id, crm.public.a.x AS v FROM shop.public.a JOIN crm.public.a ON shop.public.a.k = crm.public.a.k".to_owned();
-    assert_eq!(compile(&unnamed, &ground.catalog, &Usual).unwrap().sources.len(), 2);
+    let sql = "SELECT shop.public.a.id, crm.public.a.x AS v FROM shop.public.a JOIN crm.public.a ON shop.public.a.k = crm.public.a.k";
+    assert_eq!(compile(&derived(&["id"], &[], sql), &ground.catalog, &Usual).unwrap().sources.len(), 2);
+}
+
+#[tokio::test]
+async fn two_rows_of_one_key_are_an_error_even_where_one_of_them_is_there_already() {
+    let mut ground = ground().await;
+    let parts = [
+        "SELECT id, x AS v FROM shop.public.a",
+        "SELECT x AS v, id + 10 * g AS id FROM shop.public.b WHERE g IS NOT NULL",
+    ];
+    let all = "SELECT 0 AS id, 0 AS v";
+    let mut two = derived(&["id"], &[], "");
+    two.parts = parts.map(|sql| Part { rows: Rows::Query(sql.into()), line: 1 }).to_vec();
+    let compiled = ground.derive_like(&two, all).await;
+    assert_eq!(ground.target().await, ["(1,10)", "(11,5)", "(2,20)", "(22,6)", "(3,30)"]);
+    ground.change("UPDATE shop.b SET g = 0 WHERE id = 1").await;
+    let error = ground.all_steps(&compiled).await.unwrap_err();
+    assert!(error.contains("(id)=(1)") && error.contains("duplicate"), "{error}");
+    // The same rows, where it is said what becomes of them.
+    two.merge = vec!["max(v)".into()];
+    ground.session.run("ROLLBACK; UPDATE shop.b SET g = 1 WHERE id = 1").await;
+    let compiled = ground.derive_like(&two, all).await;
+    ground.transaction(&compiled, "UPDATE shop.b SET g = 0, x = 15 WHERE id = 1").await;
+    assert_eq!(ground.target().await, ["(1,15)", "(2,20)", "(22,6)", "(3,30)"]);
+    ground.transaction(&compiled, "UPDATE shop.b SET x = 5 WHERE id = 1").await;
+    assert_eq!(ground.target().await, ["(1,10)", "(2,20)", "(22,6)", "(3,30)"]);
 }

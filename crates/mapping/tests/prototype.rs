@@ -79,7 +79,7 @@ async fn the_units_of_a_batch_are_the_prototypes() {
         load(&session, &case.world).await;
         let mut derived = Derived::new(into(), &[], &case.sql);
         derived.recompute_by.clone_from(&case.unit);
-        let compiled = compiled(&session, &mut catalog, &derived, Plant::None).await;
+        let compiled = compiled(&session, &mut catalog, &derived, &case.sql, Plant::None).await;
         let (compiled, units) = match (compiled, case.units) {
             (Ok(compiled), Some(units)) => (compiled, units),
             (Err(_), None) => continue,

@@ -3,9 +3,10 @@
 
 use crossfade_mapping::{
     Catalog, Column, Compiled, Derived, Function, FunctionKind, SourceTable, Table, Target, TargetColumn, Trouble,
-    TroubleKind, Usual, Volatility, Way, compile,
+    TroubleKind, Usual, Volatility, Way, compile, question,
 };
 use model::TableName;
+use plan::{Cut, Part, Rows, Sql};
 
 /// `users(id, name, team)` and `teams(id, name, score)` of the source `shop`, and a target `public.t(id, v)`.
 fn catalog() -> Catalog {
@@ -205,4 +206,142 @@ fn a_table_is_streamed_only_where_changed_rows_are_enough() {
     assert!(way("SELECT id, name AS v FROM users WHERE name <> ''").contains("may leave out"));
     assert_eq!(way("SELECT DISTINCT id, name AS v FROM users"), "it has DISTINCT");
     assert_eq!(way("SELECT u.id FROM users u JOIN teams t ON t.id = u.team"), "it has a join");
+}
+
+/// A part whose SQL begins in this line of the plan.
+fn part(sql: &str, line: usize) -> Part {
+    Part { rows: Rows::Query(Sql::at_line(sql, line)), line }
+}
+
+fn of_parts(parts: &[&str], merge: &[&str]) -> Result<Compiled, Vec<Trouble>> {
+    let parts = parts.iter().zip([10, 20, 30]).map(|(sql, line)| part(sql, line)).collect();
+    let merge = merge.iter().map(|&sql| sql.into()).collect();
+    compile(&Derived { parts, merge, ..declared("") }, &catalog(), &Usual)
+}
+
+fn users(columns: &[&str], filter: Option<&str>, masks: &[(&str, &str)]) -> Result<Compiled, Vec<Trouble>> {
+    let cut = Cut {
+        source: "shop".to_owned(),
+        table: TableName::new("public", "users"),
+        from: "shop.public.users".into(),
+        columns: columns.iter().map(|&name| name.into()).collect(),
+        filter: filter.map(Into::into),
+        masks: masks.iter().map(|(name, mask)| ((*name).to_owned(), (*mask).into())).collect(),
+    };
+    let mut catalog = catalog();
+    catalog.target.columns[1].name = "name".to_owned();
+    let derived = declared("");
+    compile(
+        &Derived { key: Vec::new(), parts: vec![Part { rows: Rows::Cut(cut), line: 1 }], ..derived },
+        &catalog,
+        &Usual,
+    )
+}
+
+const USERS: &str = "SELECT id, name AS v FROM users";
+
+#[test]
+fn what_is_wrong_with_a_part_is_shown_in_it() {
+    let place = |parts: &[&str]| {
+        let trouble = of_parts(parts, &[]).expect_err(parts[1]).remove(0);
+        (trouble.kind, trouble.at.map(|at| (at.line, at.column)), trouble.why)
+    };
+    let (kind, at, _) = place(&[USERS, "SELECT id,\n  nam AS v FROM teams"]);
+    assert_eq!((kind, at), (TroubleKind::UnknownColumn, Some((21, 3))));
+    let (kind, at, _) = place(&[USERS, "SELECT id,\n  name v FRM teams"]);
+    assert_eq!((kind, at), (TroubleKind::Syntax, Some((21, 10))));
+    let (kind, at, why) = place(&[USERS, "SELECT id FROM teams"]);
+    assert_eq!((kind, at), (TroubleKind::Declaration, Some((20, 1))));
+    assert!(why.contains("line 10 gives it, and the one in line 20 does not"), "{why}");
+    let (_, at, why) = place(&["SELECT id FROM teams", USERS]);
+    assert_eq!(at, Some((20, 1)));
+    assert!(why.contains("line 20 gives it, and the one in line 10 does not"), "{why}");
+    let (_, _, why) = place(&[USERS, "SELECT id, id, name AS v FROM teams"]);
+    assert!(why.contains("two of that name"), "{why}");
+}
+
+#[test]
+fn parts_are_one_query_whatever_stands_at_their_ends() {
+    let with = "WITH x AS (SELECT id, name FROM teams) SELECT name AS v, id FROM x ORDER BY id -- all";
+    let compiled = of_parts(&[USERS, with, "SELECT id, name AS v FROM teams;"], &[]).unwrap();
+    let Way::Maintained(maintained) = &compiled.way else { panic!("{compiled:?}") };
+    assert_eq!(
+        (maintained.reason.as_str(), compiled.columns.join(", ")),
+        ("the rows of 3 [[table]]s are in it", "id, v".to_owned())
+    );
+    assert_eq!(compiled.sources.len(), 2);
+}
+
+#[test]
+fn rows_that_share_a_key_are_merged_by_an_aggregate_over_each_other_column() {
+    let merged = of_parts(&[USERS, "SELECT name AS v, id FROM teams"], &["max(v)"]).unwrap();
+    assert!(merged.oracle.over_mirrors.contains("\"max\"(\"merged\".\"v\")"), "{}", merged.oracle.over_mirrors);
+    assert!(of_parts(&["SELECT team AS id, name AS v FROM users WHERE team IS NOT NULL"], &["max(v)"]).is_ok());
+    for (merge, kind, why) in [
+        (&["max(w)"][..], TroubleKind::UnknownColumn, "none of the tables"),
+        (&["count(*)"], TroubleKind::Declaration, "one column"),
+        (&["max(id)"], TroubleKind::Declaration, "key column"),
+        (&["max(v)", "count(v)"], TroubleKind::Declaration, "two aggregates"),
+        (&["lower(v)"], TroubleKind::Declaration, "not a call of an aggregate"),
+        (&["max(lower(v)) || ''"], TroubleKind::Declaration, "not a call of an aggregate"),
+        (&["max(v), max(v)"], TroubleKind::Syntax, "more than one"),
+        (&["max(v) FROM users"], TroubleKind::Syntax, "more than one"),
+        (&["max(v"], TroubleKind::Syntax, "end of input"),
+    ] {
+        let trouble = of_parts(&[USERS], merge).expect_err(merge[0]).remove(0);
+        assert!(trouble.kind == kind && trouble.why.contains(why) && trouble.at.is_some(), "{merge:?}: {trouble:?}");
+    }
+    let three = ["SELECT id, name AS v, team FROM users"];
+    let trouble = of_parts(&three, &["max(v)"]).unwrap_err().remove(0);
+    assert!(trouble.what == "column team" && trouble.next.contains("max(team)"), "{trouble}");
+}
+
+#[test]
+fn a_table_in_part_has_its_own_key_and_is_refused_where_it_does_not_fit() {
+    let filtered = users(&["id", "name"], Some("team > 3"), &[]).unwrap();
+    assert!(matches!(&filtered.way, Way::Maintained(maintained) if maintained.reason.contains("may leave out name")));
+    let compiled = users(&["id", "name"], None, &[("name", "lower(name)")]).unwrap();
+    assert_eq!((compiled.key.join(","), matches!(compiled.way, Way::Streamed(_))), ("id".to_owned(), true));
+    for (columns, filter, masks, kind, why) in [
+        (&["id", "nam"][..], None, &[][..], TroubleKind::UnknownColumn, "does not have it"),
+        (&["name"], None, &[], TroubleKind::KeyMissing, "does not give it"),
+        (&["id", "name"], Some("nam = 'x'"), &[], TroubleKind::UnknownColumn, "none of the tables"),
+        (&["id", "name"], Some("true, false"), &[], TroubleKind::Syntax, "more than one"),
+        (&["id", "name"], None, &[("nam", "''")], TroubleKind::UnknownColumn, "does not have it"),
+        (&["id", "name"], None, &[("team", "0")], TroubleKind::Declaration, "does not choose it"),
+        (&["id", "name"], None, &[("id", "0")], TroubleKind::Declaration, "key column"),
+        (&["id", "name"], None, &[("name", "max(name)")], TroubleKind::Unsupported, "one row"),
+        (&["id", "name"], None, &[("name", "random()")], TroubleKind::Volatile, "VOLATILE"),
+        (&[], None, &[], TroubleKind::TargetUnfit, "does not have it"),
+    ] {
+        let trouble = users(columns, filter, masks).expect_err(why).remove(0);
+        assert!(trouble.kind == kind && trouble.why.contains(why), "{columns:?} {filter:?} {masks:?}: {trouble:?}");
+    }
+}
+
+#[test]
+fn a_question_is_asked_over_mirrors_and_needs_no_key() {
+    let sql = "SELECT u.name, count(*) FROM shop.public.users u WHERE NOT EXISTS (SELECT FROM teams t WHERE t.id = u.team) GROUP BY u.name ORDER BY 1 LIMIT 3";
+    let question = question(&sql.into(), &catalog(), &Usual).unwrap();
+    assert_eq!(question.columns, ["name", "count"]);
+    let sources: Vec<String> = question.sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["shop.public.teams", "shop.public.users"]);
+    assert!(question.sql.contains("\"crossfade\".\"mirror shop.public.users\""), "{}", question.sql);
+    assert!(question.sql.contains("FETCH FIRST (3) ROWS ONLY"), "{}", question.sql);
+}
+
+#[test]
+fn a_question_is_refused_where_it_is_wrong() {
+    for (sql, kind, column) in [
+        ("SELECT id FROM shop.public.orders", TroubleKind::UnknownTable, Some(16)),
+        ("SELECT u.nam FROM users u", TroubleKind::UnknownColumn, Some(8)),
+        ("SELECT id FROM users WHERE random() < 0.5", TroubleKind::Volatile, Some(28)),
+        ("SELECT id FROM users WHERE", TroubleKind::Syntax, Some(27)),
+        ("DELETE FROM users", TroubleKind::NotSelect, Some(1)),
+    ] {
+        let trouble = question(&sql.into(), &catalog(), &Usual).unwrap_err();
+        assert_eq!((trouble.kind, trouble.at.map(|at| at.column)), (kind, column), "{trouble}");
+    }
+    let trouble = question(&"SELECT id FROM users TABLESAMPLE SYSTEM (10)".into(), &catalog(), &Usual).unwrap_err();
+    assert!(trouble.kind == TroubleKind::Unsupported && !trouble.why.contains("kept current"), "{trouble}");
 }

@@ -1,6 +1,7 @@
 mod bouncers;
 mod cutover;
 mod derived;
+mod finding;
 mod questions;
 mod sources;
 mod stages;
@@ -37,9 +38,9 @@ pub(crate) fn check(text: &str, path: &Path, env: Env<'_>) -> Result<Plan, Probl
     })
 }
 
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     "name", "sources", "log", "target", "state", "limits", "identity", "verify", "cutover", "check", "stages", "http",
-    "table", "mirror", "ignore",
+    "table", "mirror", "ignore", "finding",
 ];
 
 fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem> {
@@ -66,6 +67,7 @@ fn checked(top: &Section<'_>, path: &Path, env: Env<'_>) -> Result<Plan, Problem
             None => path.parent().unwrap_or(Path::new("")).join(".crossfade"),
         },
         derived: top.get("table").map(|entry| derived::check(&entry, &sources)).transpose()?.unwrap_or_default(),
+        findings: top.get("finding").map(|entry| finding::check(&entry)).transpose()?.unwrap_or_default(),
         limits: check_limits(top.get("limits"))?,
         identity: top.get("identity").map(|entry| check_identity(&entry)).transpose()?.unwrap_or_default(),
         verify: check_verify(top.get("verify"))?,

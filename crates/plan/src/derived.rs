@@ -2,25 +2,115 @@ use std::collections::BTreeMap;
 
 use model::TableName;
 
-/// A table of the target whose rows a query over source tables gives.
+/// A table of the target whose rows a query over source tables gives. All `[[table]]`s into it are one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Derived {
     /// The relation of the target that they go into; no other [`Derived`] has it, and no source's table goes there as itself.
     pub into: TableName,
-    /// The columns that tell its rows apart; empty if nothing is said.
+    /// The columns that tell its rows apart; empty if nothing is said. Rows of [`Rows::Cut`]s alone then keep the key of their tables.
     pub key: Vec<String>,
-    /// The query.
-    pub sql: Sql,
+    /// What gives its rows, at least one, in the order of the file: the table has the rows of all, and all give the same columns.
+    pub parts: Vec<Part>,
+    /// For each column that is not of the key an aggregate over it, which makes one row of those that share a key. Empty: no two rows share one.
+    pub merge: Vec<Sql>,
     /// The columns whose values name what changes together; empty: the key.
     pub recompute_by: Vec<String>,
     /// What happens to columns of rows that are there already, where something is said.
     pub on_conflict: BTreeMap<String, OnConflict>,
     /// What happens to rows that the query no longer gives.
     pub when_missing: WhenMissing,
-    /// Which units a source table's changed rows affect, in the order of the file's keys.
+    /// Which units a source table's changed rows affect, whatever part reads it; each table once.
     pub affected_by: Vec<AffectedBy>,
+    /// The line of the plan that its first part begins in.
+    pub line: usize,
+}
+
+/// One `[[table]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The rows that it gives.
+    pub rows: Rows,
     /// The line of the plan that it begins in.
     pub line: usize,
+}
+
+/// Where the rows of a [`Part`] come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// A query.
+    Query(Sql),
+    /// A source's table, in part or masked.
+    Cut(Cut),
+}
+
+/// What goes over of a source's table. Whether it has these columns, its catalog tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The name of the source.
+    pub source: String,
+    /// Its table.
+    pub table: TableName,
+    /// The same as it is written, for its place.
+    pub from: Sql,
+    /// The names of the columns, each once; empty: all. They are no SQL, and know where they stand.
+    pub columns: Vec<Sql>,
+    /// The condition on its rows.
+    pub filter: Option<Sql>,
+    /// Columns by name, with the expression that takes the place of their values.
+    pub masks: Vec<(String, Sql)>,
+}
+
+impl Derived {
+    /// One that says no more than it must.
+    pub fn new(into: TableName, key: &[&str], sql: impl Into<Sql>) -> Self {
+        let sql = sql.into();
+        Derived {
+            into,
+            key: key.iter().map(|&name| name.to_owned()).collect(),
+            line: sql.line,
+            parts: vec![Part { line: sql.line, rows: Rows::Query(sql) }],
+            merge: Vec::new(),
+            recompute_by: Vec::new(),
+            on_conflict: BTreeMap::new(),
+            when_missing: WhenMissing::Delete,
+            affected_by: Vec::new(),
+        }
+    }
+
+    /// The columns of the unit: what changes together.
+    pub fn unit(&self) -> &[String] {
+        if self.recompute_by.is_empty() { &self.key } else { &self.recompute_by }
+    }
+
+    /// What is said of a source's table.
+    pub fn affected_by(&self, source: &str, table: &TableName) -> Option<&AffectedBy> {
+        self.affected_by.iter().find(|said| said.source == source && said.table == *table)
+    }
+
+    /// Line and character of the file where what gives its rows begins.
+    pub fn place(&self) -> (usize, usize) {
+        self.parts.first().map_or((self.line, 1), |part| part.sql().place(0))
+    }
+}
+
+impl Part {
+    /// The query, or the name of the table.
+    pub fn sql(&self) -> &Sql {
+        match &self.rows {
+            Rows::Query(sql) => sql,
+            Rows::Cut(cut) => &cut.from,
+        }
+    }
+
+    /// All that decides on its rows, wherever it stands.
+    pub fn text(&self) -> String {
+        let Rows::Cut(cut) = &self.rows else { return self.sql().text.clone() };
+        let mut text = format!("from {}.{}", cut.source, cut.table);
+        cut.columns.iter().for_each(|column| text += &format!("\u{1e}{}", column.text));
+        cut.filter.iter().for_each(|filter| text += &format!("\u{1e}where {}", filter.text));
+        cut.masks.iter().for_each(|(column, mask)| text += &format!("\u{1e}{column}={}", mask.text));
+        text
+    }
 }
 
 /// What a [`Derived`] says of one source table.
@@ -35,9 +125,10 @@ pub struct AffectedBy {
 }
 
 /// What happens to a column of a row that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnConflict {
     /// It becomes what the query gives.
+    #[default]
     Overwrite,
     /// It stays what it is.
     Keep,
@@ -57,8 +148,8 @@ pub enum WhenMissing {
     Keep,
 }
 
-/// SQL as it stands in the plan: a string that knows where each of its characters is in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// SQL as it stands in the plan: a string that knows where each of its characters is in the file. Two are equal that say the same, wherever they stand.
+#[derive(Clone, Debug)]
 pub struct Sql {
     /// What it says.
     pub text: String,
@@ -70,7 +161,34 @@ pub struct Sql {
     column: usize,
 }
 
+impl PartialEq for Sql {
+    fn eq(&self, other: &Sql) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Sql {}
+
+/// SQL that stands in no file: its places are those in itself.
+impl From<&str> for Sql {
+    fn from(text: &str) -> Sql {
+        Sql::at_line(text, 1)
+    }
+}
+
+impl From<&String> for Sql {
+    fn from(text: &String) -> Sql {
+        text.as_str().into()
+    }
+}
+
 impl Sql {
+    /// SQL that is the whole of some lines of a file, from `line` on.
+    pub fn at_line(text: &str, line: usize) -> Sql {
+        // What stands in front of the first character is no character of the line.
+        Sql::new(text, &format!("'{text}'"), line, 0)
+    }
+
     /// What `written`, which begins at `line` and `column`, says.
     pub(crate) fn new(text: &str, written: &str, line: usize, column: usize) -> Sql {
         Sql { text: text.to_owned(), written: written.to_owned(), line, column }
@@ -146,5 +264,6 @@ mod tests {
         assert_eq!(of(r#""SELECT \"id\", \u00fc\nx""#, "SELECT \"id\", ü\nx", "x"), (7, 31));
         assert_eq!(of("\"\"\"SELECT \\\n    \n  x\"\"\"", "SELECT x", "x"), (9, 3));
         assert_eq!(Sql::new("SELECT", "\"SELECT\"", 7, 7).place(99), (7, 14));
+        assert_eq!((Sql::from("SELECT 'ü',\n  x").place(15), Sql::from("SELECT x").place(7)), ((2, 3), (1, 8)));
     }
 }

@@ -35,10 +35,12 @@ impl Plan {
                 tables: source.as_is.clone(),
                 as_is: source.as_is.clone(),
                 ignored: source.ignored.clone(),
+                shared: source.shared.clone(),
             }],
             target: Target { url: source.url.clone(), schema: SchemaMode::Exists },
             checks: Vec::new(),
             derived: Vec::new(),
+            findings: Vec::new(),
             ..self.clone()
         })
     }
@@ -73,6 +75,11 @@ pub fn target_side(plan: &str) -> String {
 /// How the fence calls a source.
 pub fn source_side(plan: &str, source: &str) -> String {
     format!("{plan} source {source}")
+}
+
+/// Whether the fence calls a side of this plan so: its target or one of its sources.
+pub fn is_side_of(plan: &str, side: &str) -> bool {
+    side.strip_prefix(plan).is_some_and(|rest| rest == " target" || rest.starts_with(" source "))
 }
 
 /// What the target is called as the source of the way back.

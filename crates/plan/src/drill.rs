@@ -17,6 +17,7 @@ impl Plan {
                 tables: only.tables.and(also),
                 as_is: only.as_is.and(also),
                 ignored: only.ignored.clone(),
+                shared: only.shared.clone(),
             }],
             log: Log::Embedded,
             target: Target { url: target, schema: self.target.schema },
@@ -31,6 +32,7 @@ impl Plan {
             },
             cutover: Cutover { sequence_margin: self.cutover.sequence_margin, ..Cutover::default() },
             checks: Vec::new(),
+            findings: Vec::new(),
             stages: None,
             http: None,
             ..self.clone()
@@ -92,7 +94,7 @@ severity = "error"
         assert!(matches!(drill.log, Log::Embedded));
         assert_eq!(drill.state_dir, Path::new("/state/drill_1"));
         assert_eq!(drill.cutover, Cutover { sequence_margin: 7, ..Cutover::default() });
-        assert!(drill.checks.is_empty() && drill.stages.is_none() && drill.http.is_none());
+        assert!(drill.checks.is_empty() && drill.findings.is_empty() && drill.stages.is_none() && drill.http.is_none());
         assert_eq!(drill.limits.on_wal_critical, OnWalCritical::Keep);
         let selects = |schema, name| drill.sources[0].tables.selects(&TableName::new(schema, name));
         assert!(selects("public", "orders") && selects("crossfade_drill", "written"));

@@ -2,7 +2,8 @@
 //!
 //! - [`Plan`] and its parts are what everybody else works with; docs/plan.md is the reference for people
 //! - `written` is the file itself: TOML, in which every key knows its line
-//! - [`Derived`] is a table that the plan gives as SQL; what the SQL means, others read
+//! - [`Derived`] is a table that the plan gives as SQL, by one [`Part`] or several; what the SQL means, others read
+//! - [`Finding`] counts the rows that such a table, or a rule of people's, leaves out
 //! - `check` makes the one from the other; all it refuses is a [`Problem`](model::Problem) with file, line and a next step
 //! - [`Direction`]: the same plan the other way round is a plan, too; so is the one of a `drill`
 //! - [`Patterns`] select tables, [`Secret`] keeps URLs out of logs, `size` and `server` read what stands in strings
@@ -11,6 +12,7 @@ mod check;
 mod derived;
 mod direction;
 mod drill;
+mod finding;
 mod patterns;
 mod plan;
 mod secret;
@@ -20,8 +22,9 @@ mod stages;
 mod written;
 
 pub use check::{is_flag, is_flag_value};
-pub use derived::{AffectedBy, Derived, OnConflict, Sql, WhenMissing};
-pub use direction::{Direction, back_name, origins, source_side, target_side};
+pub use derived::{AffectedBy, Cut, Derived, OnConflict, Part, Rows, Sql, WhenMissing};
+pub use direction::{Direction, back_name, is_side_of, origins, source_side, target_side};
+pub use finding::Finding;
 pub use patterns::Patterns;
 pub use plan::{
     Asks, Check, CheckSeverity, Cutover, Fence, FenceCommand, Fix, Hooks, Identity, Limits, Log, OnWalCritical,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use model::{Code, Problem, TableName};
 
-use crate::{Derived, Direction, Patterns, Secret, Stages, check};
+use crate::{Derived, Direction, Finding, Patterns, Secret, Stages, check};
 
 /// A checked plan.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Plan {
     pub state_dir: PathBuf,
     /// The tables that queries give, in the order of the file, their `into` unique. Empty: everything goes over as it is.
     pub derived: Vec<Derived>,
+    /// Which rows are left out, or are less than they were, in the order of the file, names unique.
+    pub findings: Vec<Finding>,
     /// What crossfade keeps within.
     pub limits: Limits,
     /// What is said about tables without replica identity.
@@ -55,6 +57,8 @@ pub struct Source {
     pub as_is: Patterns,
     /// What `tables` would select, and the plan ignores.
     pub ignored: Patterns,
+    /// Which of `tables` the application goes on writing where they are: the target is the same database. No fence closes them.
+    pub shared: Patterns,
 }
 
 /// Where the event log is.
@@ -287,7 +291,7 @@ pub struct Fix {
     pub safe: bool,
 }
 
-/// What a finding of a [`Check`] means.
+/// What a finding of a [`Check`], or a [`Finding`], means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckSeverity {
     /// The migration is not right.

@@ -9,21 +9,14 @@ use toml::de::{DeTable, DeValue};
 use crate::{Sql, size};
 
 /// Words of later versions, at the top of the file: (key, what it will be).
-const LATER: [(&str, &str); 4] = [
+const LATER: [(&str, &str); 3] = [
     ("ddl", "the event trigger that watches DDL"),
-    ("finding", "rules that leave rows out and count them"),
     ("tenant", "one schema per tenant"),
     ("back", "the way back of derived tables"),
 ];
 
 /// Words of later versions, in any section: (key, what it will be).
-const LATER_ANYWHERE: [(&str, &str); 5] = [
-    ("where", "a table that goes over in part"),
-    ("columns", "a table that goes over in part"),
-    ("mask", "a table whose values are masked"),
-    ("merge", "several queries into one table"),
-    ("provision", "one schema per tenant"),
-];
+const LATER_ANYWHERE: [(&str, &str); 1] = [("provision", "one schema per tenant")];
 
 /// The plan file as it was written.
 pub(crate) struct File<'a> {
@@ -88,10 +81,7 @@ impl<'a> Section<'a> {
         let (why, next) = match (later, nearest(word, known)) {
             (Some((_, what)), _) => (
                 format!("`{word}` is for {what}, which this version of crossfade does not have yet"),
-                match what.starts_with("a table") {
-                    true => "take it out; a [[table]] whose sql selects what is to go over does the same".to_owned(),
-                    false => "take it out of the plan".to_owned(),
-                },
+                "take it out of the plan".to_owned(),
             ),
             (None, Some(near)) => (format!("there is no key `{word}` here"), format!("did you mean `{near}`?")),
             (None, None) => (

@@ -199,6 +199,7 @@ impl Gather {
             },
             log,
             verify: target.verify,
+            findings: target.findings,
             warnings,
         }
     }

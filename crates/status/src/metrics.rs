@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ::model::Seq;
+use apply::Counted;
 
 use crate::model::{Phase, Status, TableState};
 use crate::text::word;
@@ -55,6 +56,7 @@ pub(crate) fn text(status: &Status, stage: Option<&Stage>) -> String {
     page.gauge("crossfade_log_messages", "Messages in the plan's streams.")
         .known(&[], status.log.messages.map(|messages| messages as f64));
     verdicts(&mut page, status);
+    findings(&mut page, status);
     warnings(&mut page, status);
     if let Some(Stage { name, revision }) = stage {
         page.gauge("crossfade_stage", "The stage that is set.").value(&[("stage", name)], 1.0);
@@ -151,6 +153,19 @@ fn verdicts(page: &mut Page<'_>, status: &Status) {
         .known(&[], verify.oldest.as_ref().map(|oldest| oldest.age));
 }
 
+fn findings(page: &mut Page<'_>, status: &Status) {
+    let mut each = |name, help, of: &dyn Fn(&Counted) -> Option<f64>| {
+        let mut metric = page.gauge(name, help);
+        for finding in &status.findings {
+            metric.known(&[("finding", &finding.name), ("severity", finding.severity())], of(finding));
+        }
+    };
+    each("crossfade_finding_rows", "Rows of a finding, as they were counted last.", &|finding| {
+        finding.count.map(|rows| rows as f64)
+    });
+    each("crossfade_finding_age_seconds", "How long ago they were counted, or could not be.", &|finding| finding.age);
+}
+
 fn warnings(page: &mut Page<'_>, status: &Status) {
     let mut codes: BTreeMap<&str, u64> = BTreeMap::new();
     for warning in &status.warnings {
@@ -242,6 +257,7 @@ mod tests {
             apply: Applied { transactions: 3, ..Applied::default() },
             log: LogState::default(),
             verify: None,
+            findings: Vec::new(),
             warnings: vec![Warning::new("wal_warn", "a \"quoted\" text"), Warning::new("wal_warn", "another")],
         }
     }

@@ -1,3 +1,4 @@
+use apply::Counted;
 use serde::Serialize;
 
 /// How a migration stands. As JSON it is what scripts and alarms rely on: names, types and meanings stay.
@@ -30,6 +31,8 @@ pub struct Status {
     pub log: LogState,
     /// What `crossfade verify` has found; absent while the target cannot be asked.
     pub verify: Option<Verified>,
+    /// Rows that rules leave out, or let be less than they were, as they were counted last: those of the plan, in its order, and then crossfade's own.
+    pub findings: Vec<Counted>,
     /// What is wrong, or not known.
     pub warnings: Vec<Warning>,
 }

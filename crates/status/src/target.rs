@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use apply::Counted;
 use model::{Lsn, Seq, TableName};
 use pg::{PgError, Session};
 use plan::Plan;
@@ -28,6 +29,7 @@ pub(crate) struct TargetNow {
     /// Apply may not.
     pub barred: bool,
     pub verify: Option<Verified>,
+    pub findings: Vec<Counted>,
 }
 
 /// An apply process that does not go on by itself.
@@ -105,6 +107,7 @@ async fn read(session: &Session, plan: &Plan) -> Result<Result<TargetNow, Other>
         barred: barred(session).await?,
         open: open(session, &plan.target_side()).await?,
         verify: Some(verdicts::read(session).await?),
+        findings: apply::answers(session, plan).await?,
     }))
 }
 

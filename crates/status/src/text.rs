@@ -76,6 +76,11 @@ pub(crate) fn head(out: &mut String, status: &Status) -> std::fmt::Result {
     if let Some(verify) = &status.verify {
         verified(out, verify)?;
     }
+    for finding in &status.findings {
+        let age = finding.age.map(|seconds| format!("{} ago: ", age(seconds))).unwrap_or_default();
+        let text = finding.text();
+        writeln!(out, "finding: {age}{}", text.trim_end())?;
+    }
     for warning in &status.warnings {
         writeln!(out, "warning: {} ({})", one_line(&warning.text), warning.code)?;
     }

@@ -12,7 +12,7 @@
 //!
 //! [`mend`] puts rows right that differ. [`reconcile`] runs the plan's checks, one by one ([`check`]).
 //!
-//! Shares no code with apply but for whose state the target has.
+//! Shares no code with apply but for whose state the target has, and what the plan's SQL comes to there: derived tables' queries, findings.
 
 mod access;
 mod between;

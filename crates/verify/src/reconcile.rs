@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use apply::Counted;
 use model::{Code, Problem};
 use plan::{Check, CheckSeverity, Plan};
 
@@ -12,6 +13,8 @@ use crate::check::{self, Checked, Databases, Outcome};
 pub struct Report {
     /// Each of them, in the plan's order.
     pub checks: Vec<Checked>,
+    /// Rows that rules leave out, or let be less than they were, in the plan's order, and then crossfade's own.
+    pub findings: Vec<Counted>,
     /// How long it took.
     pub took: Duration,
 }
@@ -30,9 +33,11 @@ pub enum Verdict {
 impl Report {
     /// What it amounts to.
     pub fn verdict(&self) -> Verdict {
-        if self.are(Outcome::Failed).count() > 0 {
+        if self.are(Outcome::Failed).count() > 0 || self.findings.iter().any(|finding| finding.count.is_none()) {
             Verdict::Failed
-        } else if self.are(Outcome::Findings).any(|check| check.severity == CheckSeverity::Error) {
+        } else if self.are(Outcome::Findings).any(|check| check.severity == CheckSeverity::Error)
+            || self.findings.iter().any(Counted::is_error)
+        {
             Verdict::Findings
         } else {
             Verdict::Clean
@@ -45,17 +50,17 @@ impl Report {
     }
 }
 
-/// Runs the plan's checks one after the other; with `fix` those fixes too that are marked safe. A check that cannot be run is in
+/// Runs the plan's checks one after the other, with `fix` those fixes too that are marked safe, and counts its findings. What cannot be run is in
 /// the report, and the others run all the same.
 ///
 /// # Errors
-/// The plan has no check.
+/// The plan has neither check nor finding.
 pub async fn reconcile(plan: &Plan, mut databases: Databases, fix: bool) -> Result<Report, Problem> {
-    if plan.checks.is_empty() {
+    if plan.checks.is_empty() && plan.findings.is_empty() {
         return Err(Problem::new(
             Code::PlanInvalid,
             plan.path.display().to_string(),
-            "it has no [[check]], so there is nothing to reconcile",
+            "it has no [[check]] and no [[finding]], so there is nothing to reconcile",
             "write what must hold as a [[check]]; docs/plan.md has the keys",
         ));
     }
@@ -66,7 +71,9 @@ pub async fn reconcile(plan: &Plan, mut databases: Databases, fix: bool) -> Resu
         checked.error = checked.error.map(|problem| named(plan, check, problem));
         checks.push(checked);
     }
-    Ok(Report { checks, took: begun.elapsed() })
+    // Behind them: what a fix has mended at the target is nothing that a finding is about.
+    let findings = databases.findings(plan).await;
+    Ok(Report { checks, findings, took: begun.elapsed() })
 }
 
 /// Says which check it was.
@@ -103,7 +110,7 @@ mod tests {
             (vec![checked(Warning, 3, false), checked(Error, 1, false)], Verdict::Findings),
             (vec![checked(Error, 1, false), checked(Warning, 0, true)], Verdict::Failed),
         ] {
-            assert_eq!(Report { checks, took: Duration::ZERO }.verdict(), verdict);
+            assert_eq!(Report { checks, findings: Vec::new(), took: Duration::ZERO }.verdict(), verdict);
         }
     }
 }

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use apply::Counted;
 use model::count;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ pub struct Report {
     pub no_prefix: u64,
     /// By source and name.
     pub tables: Vec<TableReport>,
+    /// Rows that rules leave out, or let be less than they were, counted by whoever has asked for the comparison, behind it. They have no part in the verdict.
+    pub findings: Vec<Counted>,
 }
 
 /// What it found of a table.
@@ -255,6 +258,9 @@ pub fn text(report: &Report) -> String {
             // No value is to steer the terminal.
             text += &format!("             {}\n", line(sample).replace(char::is_control, " "));
         }
+    }
+    for finding in &report.findings {
+        text += &format!("finding: {}", finding.text());
     }
     let parts = |of: fn(&TableReport) -> u64| report.tables.iter().map(of).sum::<u64>();
     let (compared, all) = (parts(|table| table.parts), parts(|table| table.parts_of));

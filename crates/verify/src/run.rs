@@ -129,6 +129,7 @@ async fn compare(job: &Job, options: &Options, watch: &dyn Watch) -> Result<Repo
         fences: fences.into_inner(),
         no_prefix: no_prefix.into_inner(),
         tables,
+        findings: Vec::new(),
         id,
     })
 }

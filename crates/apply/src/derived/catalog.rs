@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mapping::{Catalog, Compiled, Places, SourceTable, Trouble, Usual};
+use mapping::{Catalog, Compiled, Places, Question, SourceTable, Trouble, Usual};
 use model::{Code, Problem, TableName};
 use pg::definitions::{self, Definition};
 use pg::{Endpoint, PgError, Session};
-use plan::{Derived, Plan, Source, Sql};
+use plan::{Derived, Plan, Source};
 
 use super::home::Homes;
-use super::{kept, stored, trial};
+use super::part::Part;
+use super::{finding, kept, stored, trial};
 use crate::ApplyError;
 
 /// The plan's derived tables could not be made ready.
@@ -54,11 +55,11 @@ impl From<CompileError> for Problem {
 
 /// What the sources have that the plan's queries can mean.
 #[derive(Clone, Debug, Default)]
-struct SourceTables {
+pub(super) struct SourceTables {
     /// Captured tables.
     tables: Vec<mapping::Table>,
     /// Where the target has them.
-    homes: Homes,
+    pub homes: Homes,
     /// Those of them that have inheritance children.
     parents: BTreeSet<SourceTable>,
     /// Those that are partitioned by hash, and go into mirrors.
@@ -75,27 +76,35 @@ struct SourceTables {
     only_for_queries: Vec<SourceTable>,
 }
 
-/// All derived tables of the plan, in its order. Asks all servers and changes nothing on them. Without any it asks nobody.
+/// What the plan's SQL comes to.
+#[derive(Clone, Debug, Default)]
+pub struct All {
+    /// Its derived tables, in its order.
+    pub tables: Vec<Compiled>,
+    /// Its findings, in its order.
+    pub questions: Vec<Question>,
+}
+
+/// All derived tables and findings of the plan. Asks all servers and changes nothing on them. Without any it asks nobody.
 ///
 /// # Errors
 /// As [`CompileError`] says: all that is wrong comes together.
-pub async fn compile_all(plan: &Plan, target: &Session) -> Result<Vec<Compiled>, CompileError> {
-    Ok(with_mirrors(plan, target).await?.into_iter().map(|ready| ready.compiled).collect())
+pub async fn compile_all(plan: &Plan, target: &Session) -> Result<All, CompileError> {
+    Ok(with_mirrors(plan, target).await?.0)
 }
 
-/// A derived table, and what is stored for it besides.
-pub(super) struct Ready {
-    pub compiled: Compiled,
-    /// The mirrors that it is read from, and why there is each.
+/// What a derived table is read from.
+pub(super) struct Reads {
+    /// The mirrors, and why there is each.
     pub mirrors: Vec<(SourceTable, String)>,
-    /// The source tables that it reads.
+    /// The source tables.
     pub tables: Vec<mapping::Table>,
 }
 
-/// The same as [`compile_all`], with what is stored for each.
-pub(super) async fn with_mirrors(plan: &Plan, target: &Session) -> Result<Vec<Ready>, CompileError> {
-    if plan.derived.is_empty() {
-        return Ok(Vec::new());
+/// The same as [`compile_all`], with what each derived table is read from.
+pub(super) async fn with_mirrors(plan: &Plan, target: &Session) -> Result<(All, Vec<Reads>), CompileError> {
+    if plan.derived.is_empty() && plan.findings.is_empty() {
+        return Ok((All::default(), Vec::new()));
     }
     let mut sources = SourceTables::default();
     for source in &plan.sources {
@@ -104,11 +113,10 @@ pub(super) async fn with_mirrors(plan: &Plan, target: &Session) -> Result<Vec<Re
         sources.ask(plan, source, &session).await.map_err(|error| PgError::from(error).at(session.place()))?;
     }
     let all = compile(plan, &sources, target).await?;
-    let mirror = |table: &SourceTable| Some((table.clone(), sources.mirror(plan, table, &all)?));
+    let mirror = |table: &SourceTable| Some((table.clone(), sources.mirror(plan, table, &all.tables)?));
     let mirrors: BTreeMap<SourceTable, String> =
-        all.iter().flat_map(|compiled| &compiled.sources).filter_map(mirror).collect();
-    let ready = |compiled: &Compiled| Ready {
-        compiled: compiled.clone(),
+        all.tables.iter().flat_map(|compiled| &compiled.sources).filter_map(mirror).collect();
+    let reads = |compiled: &Compiled| Reads {
         mirrors: mirrors
             .iter()
             .filter(|(table, _)| compiled.sources.contains(table))
@@ -116,11 +124,12 @@ pub(super) async fn with_mirrors(plan: &Plan, target: &Session) -> Result<Vec<Re
             .collect(),
         tables: sources.tables.iter().filter(|table| compiled.sources.contains(&table.name)).cloned().collect(),
     };
-    Ok(all.iter().map(ready).collect())
+    let reads = all.tables.iter().map(reads).collect();
+    Ok((all, reads))
 }
 
 /// The same, where the sources' tables are known.
-async fn compile(plan: &Plan, sources: &SourceTables, target: &Session) -> Result<Vec<Compiled>, CompileError> {
+async fn compile(plan: &Plan, sources: &SourceTables, target: &Session) -> Result<All, CompileError> {
     let mut catalog = Catalog { tables: sources.tables.clone(), ..Catalog::default() };
     catalog.functions = kept::functions(target).await?;
     let (mut all, mut problems) = (Vec::new(), Vec::new());
@@ -132,11 +141,9 @@ async fn compile(plan: &Plan, sources: &SourceTables, target: &Session) -> Resul
             problems.push(of_table(plan, derived, why, next));
             continue;
         }
-        match mapping::compile(&kept::declared(derived), &catalog, &sources.homes) {
+        match mapping::compile(derived, &catalog, &sources.homes) {
             Ok(compiled) => {
-                problems.extend(heirs(plan, derived, &compiled, sources));
-                problems.extend(partitioned(plan, derived, &compiled, sources));
-                problems.extend(absent(plan, derived, &compiled, target).await?);
+                problems.extend(unreadable(&Part::table(plan, derived), &compiled.sources, sources, target).await?);
                 problems.extend(trial::trouble(plan, derived, &catalog, target).await?);
                 all.push(compiled);
             }
@@ -145,6 +152,9 @@ async fn compile(plan: &Plan, sources: &SourceTables, target: &Session) -> Resul
             }
         }
     }
+    let (questions, more) = finding::questions(plan, sources, &catalog, target).await?;
+    problems.extend(more);
+    let all = All { tables: all, questions };
     // What is not read would be told of tables whose query could not be read, too.
     if problems.is_empty() {
         problems.extend(unread(plan, sources, &all));
@@ -152,10 +162,25 @@ async fn compile(plan: &Plan, sources: &SourceTables, target: &Session) -> Resul
     if problems.is_empty() { Ok(all) } else { Err(CompileError::Refused(problems)) }
 }
 
+/// Why the target cannot give the rows of the tables that a part of the plan reads.
+pub(super) async fn unreadable(
+    part: &Part<'_>,
+    reads: &[SourceTable],
+    sources: &SourceTables,
+    target: &Session,
+) -> Result<Vec<Problem>, PgError> {
+    let mut problems: Vec<Problem> =
+        heirs(part, reads, sources).into_iter().chain(partitioned(part, reads, sources)).collect();
+    problems.extend(absent(part, reads, sources, target).await?);
+    Ok(problems)
+}
+
 impl SourceTables {
     /// Adds those of one source.
     async fn ask(&mut self, plan: &Plan, source: &Source, session: &Session) -> Result<(), tokio_postgres::Error> {
-        let words: Vec<String> = words(plan).into_iter().collect();
+        let asked = plan.findings.iter().flat_map(|finding| mapping::words_of(&finding.sql));
+        let words: BTreeSet<String> = plan.derived.iter().flat_map(mapping::words).chain(asked).collect();
+        let words: Vec<String> = words.into_iter().collect();
         for definition in definitions::tables(session, &words).await? {
             let name = SourceTable::new(&source.name, definition.name.clone());
             if source.tables.selects(&definition.name) {
@@ -203,17 +228,9 @@ impl SourceTables {
         if self.partitioned.contains(table) {
             return Some(stored::PARTITIONED.to_owned());
         }
-        let readers = plan.derived.iter().zip(all).filter(|(declared, _)| stored::reads(declared, table));
-        readers.map(|(_, compiled)| compiled).find_map(stored::wants_mirror)
+        let mut readers = plan.derived.iter().zip(all).filter(|(declared, _)| mapping::mentions(declared, table));
+        readers.find_map(|(_, compiled)| stored::wants_mirror(compiled)).or_else(|| stored::asked(plan, table))
     }
-}
-
-/// Every name that stands in the plan's queries.
-fn words(plan: &Plan) -> BTreeSet<String> {
-    let all = plan.derived.iter().flat_map(|derived| {
-        std::iter::once(&derived.sql).chain(derived.affected_by.iter().map(|affected| &affected.sql))
-    });
-    all.flat_map(|sql| mapping::words(&sql.text)).collect()
 }
 
 fn table(name: SourceTable, definition: Definition) -> mapping::Table {
@@ -232,48 +249,32 @@ fn table(name: SourceTable, definition: Definition) -> mapping::Table {
     mapping::Table { name, columns, identity, full: definition.full }
 }
 
-/// File, line and character of the plan, and the table.
-fn what(plan: &Plan, derived: &Derived, place: Option<(usize, usize)>) -> String {
-    let file = plan.path.display();
-    match place {
-        Some((line, column)) => format!("{file}:{line}:{column} ([[table]] {})", derived.into),
-        None => format!("{file}:{} ([[table]] {})", derived.line, derived.into),
-    }
-}
-
 /// Something wrong with the table as a whole.
 pub(super) fn of_table(plan: &Plan, derived: &Derived, why: String, next: impl Into<String>) -> Problem {
-    Problem::new(Code::SqlRefused, what(plan, derived, Some(derived.sql.place(0))), why, next)
+    Part::table(plan, derived).refused(why, next)
 }
 
 /// A trouble, or a warning, as people are told it: with its place in the plan.
 pub(crate) fn problem(plan: &Plan, derived: &Derived, trouble: &Trouble) -> Problem {
-    let said = |table: &SourceTable| {
-        let of = |affected: &&plan::AffectedBy| affected.source == table.source && affected.table == table.table;
-        derived.affected_by.iter().find(of).map(|affected| &affected.sql)
-    };
-    let sql: Option<&Sql> = trouble.said_of.as_deref().map_or(Some(&derived.sql), said);
-    let place = trouble.at.and_then(|at| Some(sql?.place(at.offset)));
-    let why = format!("{}: {}", trouble.what, trouble.why);
-    Problem::new(Code::SqlRefused, what(plan, derived, place), why, trouble.next.clone())
+    Part::table(plan, derived).trouble(trouble)
 }
 
 /// A query of an inheritance parent gives its children's rows as well, and they are tables of their own here.
-fn heirs(plan: &Plan, derived: &Derived, compiled: &Compiled, sources: &SourceTables) -> Option<Problem> {
-    let parent = compiled.sources.iter().find(|source| sources.parents.contains(source))?;
+fn heirs(part: &Part<'_>, reads: &[SourceTable], sources: &SourceTables) -> Option<Problem> {
+    let parent = reads.iter().find(|source| sources.parents.contains(source))?;
     let why = format!(
         "it reads {parent}, which has inheritance children: a query of it gives their rows as well, and they are tables of their own here"
     );
-    Some(of_table(plan, derived, why, "read the children by their names, with UNION ALL, or make them partitions"))
+    Some(part.refused(why, "read the children by their names, with UNION ALL, or make them partitions"))
 }
 
 /// All partitions go into one mirror. What tells the rows of one by hash means nothing at the target, and where some go elsewhere no query can read all.
-fn partitioned(plan: &Plan, derived: &Derived, compiled: &Compiled, sources: &SourceTables) -> Option<Problem> {
-    let read = |table: &&SourceTable| compiled.sources.contains(table);
+fn partitioned(part: &Part<'_>, reads: &[SourceTable], sources: &SourceTables) -> Option<Problem> {
+    let read = |table: &&SourceTable| reads.contains(table);
     if let Some((table, partition)) = sources.torn.iter().find(|(table, _)| read(table)) {
         let why = format!("it reads {table}, whose partition {partition} goes over as it is, and others do not");
         let next = format!("let `mirror` name \"{}\", or none of its partitions", table.table);
-        return Some(of_table(plan, derived, why, next));
+        return Some(part.refused(why, next));
     }
     let hashed = sources
         .hashed
@@ -290,33 +291,33 @@ fn partitioned(plan: &Plan, derived: &Derived, compiled: &Compiled, sources: &So
     let (table, because) = hashed.or_else(apart)?;
     let why = format!("it reads {table}, {because}");
     let next = format!("let `mirror` name \"{}\", and create it in the target with the same partitions", table.table);
-    Some(of_table(plan, derived, why, next))
+    Some(part.refused(why, next))
 }
 
 /// What goes over as it is, is read where it goes. crossfade creates it only where it creates the schema.
 async fn absent(
-    plan: &Plan,
-    derived: &Derived,
-    compiled: &Compiled,
+    part: &Part<'_>,
+    reads: &[SourceTable],
+    sources: &SourceTables,
     target: &Session,
 ) -> Result<Option<Problem>, PgError> {
-    if plan.target.schema != plan::SchemaMode::Exists {
+    if part.plan.target.schema != plan::SchemaMode::Exists {
         return Ok(None);
     }
-    for table in &compiled.sources {
-        let home = home(plan, table);
+    for table in reads {
+        let home = sources.homes.mirror(table);
         let there = "SELECT to_regclass($1::text) IS NOT NULL";
         if home == table.table && !target.query_one(there, &[&home.quoted()]).await?.get::<_, bool>(0) {
             let why = format!("it reads {table}, which goes over as it is, and the target has no table {home}");
             let next = "create it there, or leave it out of `mirror`: then the query reads a copy of crossfade's own";
-            return Ok(Some(of_table(plan, derived, why, next)));
+            return Ok(Some(part.refused(why, next)));
         }
     }
     Ok(None)
 }
 
 /// A table that is there and not captured is not one that is unknown.
-fn explained(trouble: &Trouble, sources: &SourceTables) -> Trouble {
+pub(super) fn explained(trouble: &Trouble, sources: &SourceTables) -> Trouble {
     match sources.others.iter().find(|(table, _)| kept::misses(trouble, table)) {
         None => trouble.clone(),
         Some((table, why)) => Trouble {
@@ -328,10 +329,11 @@ fn explained(trouble: &Trouble, sources: &SourceTables) -> Trouble {
 }
 
 /// Captured tables that no query reads, and that do not go over as they are.
-fn unread(plan: &Plan, sources: &SourceTables, all: &[Compiled]) -> Option<Problem> {
+fn unread(plan: &Plan, sources: &SourceTables, all: &All) -> Option<Problem> {
     /// The error is one line.
     const SHOWN: usize = 10;
-    let read: BTreeSet<&SourceTable> = all.iter().flat_map(|compiled| &compiled.sources).collect();
+    let asked = all.questions.iter().flat_map(|question| &question.sources);
+    let read: BTreeSet<&SourceTable> = all.tables.iter().flat_map(|compiled| &compiled.sources).chain(asked).collect();
     let forgotten: Vec<&SourceTable> = sources.only_for_queries.iter().filter(|table| !read.contains(table)).collect();
     let first = forgotten.first()?;
     let shown: Vec<String> = forgotten.iter().take(SHOWN).map(ToString::to_string).collect();
@@ -340,7 +342,10 @@ fn unread(plan: &Plan, sources: &SourceTables, all: &[Compiled]) -> Option<Probl
     Some(Problem::new(
         Code::PlanInvalid,
         plan.path.display().to_string(),
-        format!("no [[table]] reads {}{more}, and neither `mirror` nor `ignore` names them", shown.join(", ")),
+        format!(
+            "no [[table]] or [[finding]] reads {}{more}, and neither `mirror` nor `ignore` names them",
+            shown.join(", ")
+        ),
         format!(
             "at the top of the plan add \"{0}\" to `mirror` if it goes into the target as it is, or to `ignore` if nobody needs it",
             first.table

@@ -1,12 +1,12 @@
 //! What keeps derived tables current, for people: all statements, and which of them read a whole mirror.
 
-use mapping::{Compiled, Places, Side, SourceTable, Table, Usual, Way};
+use mapping::{Compiled, Places, Question, Side, SourceTable, Table, Usual, Way};
 use model::{Problem, TableName};
 use pg::Session;
 use plan::{Derived, Plan};
 use serde_json::Value;
 
-use super::catalog::{CompileError, Ready, home, of_table, problem, with_mirrors};
+use super::catalog::{All, CompileError, Reads, home, of_table, problem, with_mirrors};
 use super::trial::is_planned;
 use crate::ApplyError;
 
@@ -49,14 +49,15 @@ pub enum Look {
     NotYet(Vec<TableName>),
 }
 
-/// Explains all derived tables of the plan, in its order.
+/// Explains all derived tables of the plan, in its order, and says what its findings ask.
 ///
 /// # Errors
 /// As [`compile_all`](super::compile_all).
-pub async fn explain(plan: &Plan, target: &Session) -> Result<Vec<Explained>, CompileError> {
+pub async fn explain(plan: &Plan, target: &Session) -> Result<(Vec<Explained>, Vec<Question>), CompileError> {
+    let (All { tables, questions }, reads) = with_mirrors(plan, target).await?;
     let mut all = Vec::new();
-    for (declared, ready) in plan.derived.iter().zip(with_mirrors(plan, target).await?) {
-        let Ready { compiled, mirrors, tables } = ready;
+    for (declared, (compiled, reads)) in plan.derived.iter().zip(tables.into_iter().zip(reads)) {
+        let Reads { mirrors, tables } = reads;
         let alone = mirrors.is_empty() && compiled.sources.iter().all(|source| home(plan, source) != source.table);
         let mut explained = Explained {
             declared: declared.clone(),
@@ -70,7 +71,7 @@ pub async fn explain(plan: &Plan, target: &Session) -> Result<Vec<Explained>, Co
         look(plan, target, &mut explained).await?;
         all.push(explained);
     }
-    Ok(all)
+    Ok((all, questions))
 }
 
 fn statements(compiled: &Compiled, tables: &[Table], alone: bool) -> Vec<Statement> {

@@ -53,6 +53,7 @@ pub(crate) async fn placed(session: &Session, plan: &Plan) -> Result<(), ApplyEr
                 }
             }
             (true, Stored::Mirror(why)) => return Err(unstored(&origin, &why)),
+            (_, Stored::Nothing(error)) => return Err(error),
             (false, Stored::Results(_)) => warn!(
                 "table {origin} has a mirror that no query needs any more, as all that read it are streamed: `crossfade recopy {}` copies it without one",
                 origin.table
@@ -63,7 +64,7 @@ pub(crate) async fn placed(session: &Session, plan: &Plan) -> Result<(), ApplyEr
     Ok(())
 }
 
-fn elsewhere(source: &str, begin: &TableBegin, mirrored: bool) -> ApplyError {
+pub(crate) fn elsewhere(source: &str, begin: &TableBegin, mirrored: bool) -> ApplyError {
     let table = origin(source, begin).table;
     let why = match mirrored {
         true => {
@@ -119,15 +120,15 @@ async fn declared_as_copied(
 }
 
 /// The rows of these begin with an epoch of the table that they are streamed from, of which nothing else is stored: those of earlier ones are void.
-pub(crate) async fn stream(session: &Session, plan: &Plan, source: &str, begin: &TableBegin) -> Result<(), ApplyError> {
+pub(crate) async fn stream(
+    session: &Session,
+    source: &str,
+    begin: &TableBegin,
+    streams: &[Stream],
+) -> Result<(), ApplyError> {
     let origin = origin(source, begin);
-    let streams = match Planner::new(session, plan).await?.stored(source, begin).await? {
-        Stored::Results(streams) => streams,
-        Stored::Mirror(why) => return Err(unstored(&origin, &why)),
-        Stored::AsIs => return Err(elsewhere(source, begin, true)),
-    };
     let (name, why) = (origin.to_string(), format!("table {} of source {source:?} is copied", begin.table));
-    for Stream { declared, .. } in &streams {
+    for Stream { declared, .. } in streams {
         let into = &declared.into;
         let query =
             "SELECT EXISTS (SELECT FROM crossfade.derived WHERE into_schema = $1::text AND into_name = $2::text)";

@@ -11,7 +11,7 @@ use pg::Session;
 use tokio_postgres::Row;
 
 use super::home::{Homes, SCHEMA, origin};
-use super::stored::{is_shape, reads, wants_mirror};
+use super::stored::{is_shape, wants_mirror};
 use crate::{ApplyError, tables};
 
 /// A derived table, and what keeps it current.
@@ -20,39 +20,16 @@ pub(crate) struct Kept {
     pub compiled: Compiled,
 }
 
-/// A declaration as the compiler reads it.
-pub(crate) fn declared(derived: &plan::Derived) -> mapping::Derived {
-    let rule = |rule: &plan::OnConflict| match rule {
-        plan::OnConflict::Overwrite => mapping::OnConflict::Overwrite,
-        plan::OnConflict::Keep => mapping::OnConflict::Keep,
-        plan::OnConflict::Greatest => mapping::OnConflict::Greatest,
-        plan::OnConflict::Least => mapping::OnConflict::Least,
-    };
-    mapping::Derived {
-        into: derived.into.clone(),
-        key: derived.key.clone(),
-        sql: derived.sql.text.clone(),
-        recompute_by: derived.recompute_by.clone(),
-        on_conflict: derived.on_conflict.iter().map(|(column, chosen)| (column.clone(), rule(chosen))).collect(),
-        when_missing: match derived.when_missing {
-            plan::WhenMissing::Delete => mapping::WhenMissing::Delete,
-            plan::WhenMissing::Keep => mapping::WhenMissing::Keep,
-        },
-        affected_by: derived
-            .affected_by
-            .iter()
-            .map(|said| (SourceTable::new(&*said.source, said.table.clone()), said.sql.text.clone()))
-            .collect(),
-    }
-}
-
 /// What of a declaration decides on the rows: another one, and the table is filled anew.
 pub(crate) fn fingerprint(derived: &plan::Derived) -> String {
-    let mut parts = vec![derived.sql.text.clone(), derived.key.join(","), derived.recompute_by.join(",")];
+    let mut texts = derived.parts.iter().map(plan::Part::text);
+    let mut parts = vec![texts.next().unwrap_or_default(), derived.key.join(","), derived.recompute_by.join(",")];
     parts.extend(derived.on_conflict.iter().map(|(column, rule)| format!("{column}={rule:?}")));
     parts.push(format!("{:?}", derived.when_missing));
     // What affects a table decides when it is made anew, and not what it is; with a better word on that it may have to be.
     parts.extend(derived.affected_by.iter().map(|said| format!("{}.{}={}", said.source, said.table, said.sql.text)));
+    parts.extend(texts.map(|text| format!("and {text}")));
+    parts.extend(derived.merge.iter().map(|merge| format!("merge {}", merge.text)));
     parts.join("\u{1f}")
 }
 
@@ -156,6 +133,10 @@ impl Known {
         self.catalog.tables.push(Table { name, columns, identity: identity(begin), full: begin.full });
     }
 
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
     /// Where the rows of a source's table go, and its source.
     pub fn mirrors(&self, table: &SourceTable) -> Vec<(String, TableName)> {
         let into = self.into.get(table).into_iter().flatten();
@@ -171,7 +152,7 @@ impl Known {
         if catalog.target.columns.is_empty() {
             return Err(no_target(derived));
         }
-        let compiled = match mapping::compile(&declared(derived), &catalog, &self.homes) {
+        let compiled = match mapping::compile(derived, &catalog, &self.homes) {
             Ok(compiled) => compiled,
             Err(troubles) if troubles.iter().any(|trouble| trouble.kind == TroubleKind::UnknownTable) => {
                 let problem = self.of_partition(derived, &troubles).or_else(|| self.absent(derived, &troubles));
@@ -216,7 +197,7 @@ impl Known {
 
     /// Whether a declaration can read such a table.
     pub fn streams(&self, derived: &plan::Derived) -> bool {
-        self.homes.0.iter().any(|(table, home)| is_shape(home) && reads(derived, table))
+        self.homes.0.iter().any(|(table, home)| is_shape(home) && mapping::mentions(derived, table))
     }
 
     /// A table that is not known for good: the log has told of it, and the target has it not.
@@ -268,7 +249,7 @@ pub(super) fn refused(derived: &plan::Derived, troubles: &[Trouble]) -> ApplyErr
     let Some(trouble) = troubles.first() else {
         return Problem::new(Code::Internal, "a derived table", "it is refused without a reason", "report it").into();
     };
-    let (line, column) = derived.sql.place(trouble.at.map_or(0, |at| at.offset));
+    let (line, column) = trouble.at.map_or(derived.place(), |at| (at.line, at.column));
     Problem::new(
         Code::PlanInvalid,
         format!("derived table {}, line {line}, column {column} of the plan: {}", derived.into, trouble.what),

@@ -40,8 +40,9 @@ pub async fn derived(session: &Session, plan: &Plan) -> Result<Vec<Derived>, App
         let reads = compiled.as_ref().map(|compiled| compiled.sources.clone()).unwrap_or_default();
         let mirrors = reads.iter().flat_map(|read| known.mirrors(read)).collect();
         let alone = reads.iter().any(|read| known.is_unstored(read));
+        let key = compiled.as_ref().map_or(&derived.key, |compiled| &compiled.key).clone();
         let oracle = compiled.map(|compiled| compiled.oracle);
-        all.push(Derived { into: derived.into.clone(), key: derived.key.clone(), oracle, reads, mirrors, alone });
+        all.push(Derived { into: derived.into.clone(), key, oracle, reads, mirrors, alone });
     }
     Ok(all)
 }

@@ -207,6 +207,8 @@ impl<'a> Derivations<'a> {
                 sql.push(format!("DROP TABLE {}, {}", made.made, made.keys));
                 session.batch_execute(&sql.join(";\n")).await.map_err(|error| failed(kept, error.into()))
             }
+            // It says by itself what is to be done.
+            Err(error @ ApplyError::Stop(_)) => Err(error),
             Err(error) => Err(failed(kept, error)),
         }
     }
@@ -301,7 +303,7 @@ impl<'a> Derivations<'a> {
         let sql = format!("SAVEPOINT crossfade_derived; {}; RELEASE crossfade_derived", statements.join(";\n"));
         match self.session.batch_execute(&sql).await.map_err(ApplyError::from) {
             Ok(()) => Ok(()),
-            Err(error) if error.is_constraint() && !kept.declared.key.is_empty() => {
+            Err(error) if error.is_constraint() && !kept.compiled.key.is_empty() => {
                 self.session.batch_execute("ROLLBACK TO crossfade_derived; RELEASE crossfade_derived").await?;
                 model::failpoint!("derived_undone");
                 self.session.batch_execute("SET CONSTRAINTS ALL DEFERRED").await?;
@@ -325,9 +327,9 @@ async fn apart(
     let derived = &kept.declared;
     let into = derived.into.quoted();
     let target = super::kept::relation(session, &derived.into).await?;
-    let equal = |one: &str, other: &str| equal(one, other, &derived.key);
+    let equal = |one: &str, other: &str| equal(one, other, &kept.compiled.key);
     let mut set = Vec::new();
-    for name in kept.compiled.columns.iter().filter(|name| !derived.key.contains(name)) {
+    for name in kept.compiled.columns.iter().filter(|name| !kept.compiled.key.contains(name)) {
         if target.columns.iter().any(|column| column.name == *name && column.identity_always) {
             continue;
         }

@@ -18,6 +18,8 @@ pub(crate) enum Stored {
     Mirror(String),
     /// Nothing besides the rows of these.
     Results(Vec<Stream>),
+    /// Nothing at all: with this copy the plan cannot be carried out, for this reason.
+    Nothing(ApplyError),
 }
 
 /// A derived table that is streamed from a table of which nothing is stored.
@@ -42,10 +44,10 @@ pub fn is_shape(into: &TableName) -> bool {
     into.schema == SCHEMA && into.name.starts_with(SHAPE)
 }
 
-/// Whether a declaration's queries can mean the table.
-pub(crate) fn reads(declared: &Derived, table: &SourceTable) -> bool {
-    let said = declared.affected_by.iter().map(|said| &said.sql.text);
-    std::iter::once(&declared.sql.text).chain(said).any(|sql| mapping::mentions(sql, table))
+/// Why a table has a mirror that a finding can mean.
+pub(crate) fn asked(plan: &Plan, table: &SourceTable) -> Option<String> {
+    let finding = plan.findings.iter().find(|finding| mapping::mentions_of(&finding.sql, table))?;
+    Some(format!("finding {:?} reads it", finding.name))
 }
 
 /// Why a derived table that reads a table wants a mirror of it; nothing if it is streamed, and no row depends on an earlier one.
@@ -81,7 +83,11 @@ impl<'a> Planner<'a> {
             return Ok(Stored::Mirror(PARTITIONED.to_owned()));
         }
         let table = origin(source, begin);
-        let readers: Vec<&Derived> = self.plan.derived.iter().filter(|declared| reads(declared, &table)).collect();
+        if let Some(why) = asked(self.plan, &table) {
+            return Ok(Stored::Mirror(why));
+        }
+        let readers: Vec<&Derived> =
+            self.plan.derived.iter().filter(|declared| mapping::mentions(declared, &table)).collect();
         if readers.is_empty() {
             return Ok(Stored::Mirror("no query reads it".to_owned()));
         }
@@ -94,15 +100,15 @@ impl<'a> Planner<'a> {
         for declared in readers {
             catalog.target = kept::relation(self.session, &declared.into).await?;
             if catalog.target.columns.is_empty() {
-                return Err(kept::no_target(declared));
+                return Ok(Stored::Nothing(kept::no_target(declared)));
             }
-            let compiled = match mapping::compile(&kept::declared(declared), &catalog, &Usual) {
+            let compiled = match mapping::compile(declared, &catalog, &Usual) {
                 Ok(compiled) => compiled,
                 Err(troubles) if troubles.iter().any(|trouble| trouble.kind == TroubleKind::UnknownTable) => {
                     return Ok(Stored::Mirror(format!("{} reads other tables as well", declared.into)));
                 }
-                // Nothing is stored for a plan that cannot be carried out.
-                Err(troubles) => return Err(kept::refused(declared, &troubles)),
+                // No mirror either: it would hold what was perhaps to be left out.
+                Err(troubles) => return Ok(Stored::Nothing(kept::refused(declared, &troubles))),
             };
             if let Some(why) = wants_mirror(&compiled) {
                 return Ok(Stored::Mirror(why));

@@ -1,18 +1,18 @@
 //! Whether the target takes the statements of a derived table: types, operators, casts and rights are known to it alone. They are prepared over empty
 //! temp tables in place of the mirrors, in a transaction that is rolled back.
 
-use mapping::{Catalog, Compiled, Places, Side, SourceTable, Usual, Way};
+use mapping::{Catalog, Compiled, Places, Question, Side, SourceTable, Usual, Way};
 use model::{Code, Problem, TableName, quote};
 use pg::{PgError, Session};
 use plan::{Derived, Plan, SchemaMode};
 use tokio_postgres::error::SqlState;
 
 use super::catalog::of_table;
-use super::kept;
+use super::part::Part;
 use crate::{ApplyError, state};
 
 /// Mirrors that are temp tables.
-struct Trial;
+pub(super) struct Trial;
 
 impl Places for Trial {
     fn mirror(&self, table: &SourceTable) -> TableName {
@@ -41,7 +41,7 @@ pub(super) async fn trouble(
     if let Some(problem) = rights(plan, derived, target).await? {
         return Ok(Some(problem));
     }
-    let Ok(compiled) = mapping::compile(&kept::declared(derived), catalog, &Trial) else { return Ok(None) };
+    let Ok(compiled) = mapping::compile(derived, catalog, &Trial) else { return Ok(None) };
     target.batch_execute("BEGIN").await?;
     let tried = tried(plan, derived, &compiled, catalog, target).await;
     target.batch_execute("ROLLBACK").await?;
@@ -56,27 +56,60 @@ async fn tried(
     target: &Session,
 ) -> Result<Option<Problem>, ApplyError> {
     for source in &compiled.sources {
-        let Some(table) = catalog.tables.iter().find(|table| table.name == *source) else { continue };
-        let columns: Vec<String> =
-            table.columns.iter().map(|column| format!("{} {}", quote::ident(&column.name), column.type_name)).collect();
-        let columns = columns.join(", ");
         for name in [Trial.mirror(source), Trial.changed(source, Side::Old), Trial.changed(source, Side::New)] {
-            let create = format!("CREATE TEMP TABLE {} ({columns})", name.quoted());
-            if let Some(refusal) = refused(target.batch_execute(&create).await)? {
-                return no_mirror(plan, derived, source, refusal, target).await;
+            if let Some(refusal) = refused(target.batch_execute(&created(catalog, source, name)).await)? {
+                return no_mirror(&Part::table(plan, derived), source, refusal, target).await;
             }
         }
     }
     for statement in statements(compiled) {
         if let Some(refusal) = refused(target.batch_execute(&statement).await)? {
-            let hint = refusal.hint.map_or_else(
-                || "correct the query; casts are written CAST(… AS …)".to_owned(),
-                |hint| format!("Postgres says: {hint}"),
-            );
-            return Ok(Some(of_table(plan, derived, format!("the target refuses it: {}", refusal.message), hint)));
+            return Ok(Some(not_taken(&Part::table(plan, derived), refusal)));
         }
     }
     Ok(None)
+}
+
+/// Tries a finding's query in the same way: temp tables take the place of what it reads.
+///
+/// # Errors
+/// It could not be asked.
+pub(super) async fn trouble_of(
+    part: &Part<'_>,
+    question: &Question,
+    catalog: &Catalog,
+    target: &Session,
+) -> Result<Option<Problem>, ApplyError> {
+    let tried = async {
+        for source in &question.sources {
+            if let Some(refusal) = refused(target.batch_execute(&created(catalog, source, Trial.mirror(source))).await)?
+            {
+                return no_mirror(part, source, refusal, target).await;
+            }
+        }
+        let refusal = refused(target.batch_execute(&format!("EXPLAIN {}", question.sql)).await)?;
+        Ok(refusal.map(|refusal| not_taken(part, refusal)))
+    };
+    target.batch_execute("BEGIN").await?;
+    let tried = tried.await;
+    target.batch_execute("ROLLBACK").await?;
+    tried
+}
+
+/// A temp table with the columns of a source's.
+fn created(catalog: &Catalog, source: &SourceTable, name: TableName) -> String {
+    let columns = catalog.tables.iter().find(|table| table.name == *source).map_or(&[][..], |table| &table.columns);
+    let columns: Vec<String> =
+        columns.iter().map(|column| format!("{} {}", quote::ident(&column.name), column.type_name)).collect();
+    format!("CREATE TEMP TABLE {} ({})", name.quoted(), columns.join(", "))
+}
+
+fn not_taken(part: &Part<'_>, refusal: Refusal) -> Problem {
+    let hint = refusal.hint.map_or_else(
+        || "correct the query; casts are written CAST(… AS …)".to_owned(),
+        |hint| format!("Postgres says: {hint}"),
+    );
+    part.refused(format!("the target refuses it: {}", refusal.message), hint)
 }
 
 /// Temp tables are made; the rest is only planned.
@@ -121,8 +154,7 @@ fn refused(outcome: Result<(), tokio_postgres::Error>) -> Result<Option<Refusal>
 
 /// A type of the source is not there, or temp tables are not allowed.
 async fn no_mirror(
-    plan: &Plan,
-    derived: &Derived,
+    part: &Part<'_>,
     source: &SourceTable,
     refusal: Refusal,
     target: &Session,
@@ -133,7 +165,7 @@ async fn no_mirror(
         return Ok(Some(Problem::new(Code::PrivilegeMissing, "the target", why, next)));
     }
     let lacks = [SqlState::UNDEFINED_OBJECT, SqlState::INVALID_SCHEMA_NAME].contains(&refusal.state);
-    if lacks && plan.target.schema == SchemaMode::Clone {
+    if lacks && part.plan.target.schema == SchemaMode::Clone {
         target.batch_execute("ROLLBACK; BEGIN").await?;
         if !state::exists(target).await? {
             // The types come with the schema.
@@ -142,7 +174,7 @@ async fn no_mirror(
     }
     let why = format!("the target cannot have a copy of {source}, which it reads: {}", refusal.message);
     let next = "create the types and extensions of that table on the target, under the same names";
-    Ok(Some(of_table(plan, derived, why, next)))
+    Ok(Some(part.refused(why, next)))
 }
 
 /// What the role lacks to keep the table current.

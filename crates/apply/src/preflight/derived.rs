@@ -1,4 +1,4 @@
-//! The plan's tables that are queries: whether they can be kept current, and whether their target is free for them.
+//! The plan's tables that are queries, and its findings: whether they can be kept current, and whether their target is free for them.
 
 use model::{Code, Finding, Severity};
 use pg::Session;
@@ -9,12 +9,12 @@ use crate::ApplyError;
 use crate::derived::{self, CompileError};
 
 pub(super) async fn look(plan: &Plan, session: &Session) -> Result<Vec<Finding>, ApplyError> {
-    if plan.derived.is_empty() {
+    if plan.derived.is_empty() && plan.findings.is_empty() {
         return Ok(Vec::new());
     }
     let mut findings: Vec<Finding> = match derived::compile_all(plan, session).await {
         Ok(all) => {
-            let warnings = plan.derived.iter().zip(&all).flat_map(|(declared, compiled)| {
+            let warnings = plan.derived.iter().zip(&all.tables).flat_map(|(declared, compiled)| {
                 compiled.warnings.iter().map(|trouble| derived::problem(plan, declared, trouble))
             });
             warnings.map(|problem| Finding { severity: Severity::Warning, problem }).collect()

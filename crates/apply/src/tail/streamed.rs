@@ -183,6 +183,30 @@ impl<'a> Changed<'a> {
         Ok(true)
     }
 
+    /// Values that an update left out are those of the row that is there. Nothing else can be made of them: no filter, and no column that reads others with them. While old rows come
+    /// whole they are known; that can have ended since the copy.
+    fn enough(&self, streamed: &Streamed, came: &[usize]) -> Result<(), ApplyError> {
+        let left_out = |reads: &[String]| reads.iter().find(|name| !self.named(came, name)).cloned();
+        let some = |reads: &[String]| reads.iter().any(|name| self.named(came, name));
+        let all: Vec<String> = streamed.reads().into_iter().map(str::to_owned).collect();
+        let filtered = streamed.filter.as_ref().and_then(|_| left_out(&all));
+        let mut columns = streamed.columns.iter().filter(|column| some(&column.reads));
+        let Some(column) = filtered.or_else(|| columns.find_map(|column| left_out(&column.reads))) else {
+            return Ok(());
+        };
+        let table = &self.target.origin;
+        let why = format!(
+            "an update came without a value of {column}, which {} cannot do without; when the table was copied it had REPLICA IDENTITY FULL",
+            streamed.into
+        );
+        let next = format!(
+            "copy it again (`crossfade recopy {}`), with a mirror, or without one after ALTER TABLE {} REPLICA IDENTITY FULL at the source, and start again; nothing was skipped",
+            table.table,
+            table.table.quoted()
+        );
+        Err(Problem::new(Code::SchemaChanged, format!("table {table}"), why, next).into())
+    }
+
     /// Rows that stay under their keys.
     async fn change(
         &self,
@@ -194,16 +218,16 @@ impl<'a> Changed<'a> {
         if stay.is_empty() {
             return Ok(true);
         }
-        // All that is read came with them then.
+        let mut groups: BTreeMap<Vec<usize>, Vec<&Tuple>> = BTreeMap::new();
+        for row in stay {
+            groups.entry(self.came(all, row)).or_default().push(row);
+        }
+        groups.keys().try_for_each(|came| self.enough(streamed, came))?;
         if streamed.filter.is_some() {
             let delete = |rows: &str| streamed.delete_filtered(rows).unwrap_or_default();
             writing.run(&self.statement(all, delete), stay).await?;
             writing.run(&self.statement(all, |rows| streamed.upsert_made(&streamed.made(rows))), stay).await?;
             return Ok(true);
-        }
-        let mut groups: BTreeMap<Vec<usize>, Vec<&Tuple>> = BTreeMap::new();
-        for row in stay {
-            groups.entry(self.came(all, row)).or_default().push(row);
         }
         for (came, group) in groups {
             let rows = rows(&self.columns(), &came, 1);
@@ -243,6 +267,7 @@ impl<'a> Changed<'a> {
             groups.entry(self.came(&all, row)).or_default().push(row);
         }
         for (came, group) in groups {
+            self.enough(streamed, &came)?;
             let both: Vec<usize> = came.iter().copied().chain(key.iter().map(|place| place + offset)).collect();
             let new = format!("(SELECT {})", values(&columns, &came, 0));
             let old = format!("(SELECT {})", values(&columns, &key, offset));

@@ -30,6 +30,16 @@ pub(super) struct Assembler {
     passed: Lsn,
 }
 
+/// A transaction that was streamed, and whose commit has come.
+pub(super) struct Committed {
+    xid: u32,
+    commit_lsn: Lsn,
+    end_lsn: Lsn,
+    commit_time: i64,
+    /// Of which it has still to be asked whether they rolled back.
+    pub subtransactions: Vec<Xid>,
+}
+
 enum State {
     Between,
     /// Inside of a transaction that is sent whole, and nothing of it has come yet.
@@ -75,11 +85,11 @@ impl Assembler {
         matches!(self.state, State::Between) && self.replays.is_empty()
     }
 
-    /// Takes one message of the replication stream.
-    pub fn take(&mut self, payload: Bytes, out: &mut Packer) -> Result<(), CaptureError> {
+    /// Takes one message of the replication stream. What it returns has to be [settled](Self::settle) before the next one.
+    pub fn take(&mut self, payload: Bytes, out: &mut Packer) -> Result<Option<Committed>, CaptureError> {
         // Rows that are left out are not even read.
         if matches!(self.state, State::Own) && matches!(payload.first(), Some(b'I' | b'U' | b'D')) {
-            return Ok(());
+            return Ok(None);
         }
         match self.decoder.decode(payload)? {
             PgOutput::Begin { final_lsn, commit_time, xid } => {
@@ -103,13 +113,9 @@ impl Assembler {
                 if commit_lsn < self.logged {
                     self.streamed.abort(xid, xid)?;
                 } else {
-                    let replay = self.streamed.commit(xid, end_lsn);
-                    if !replay.own {
-                        out.begin(self.widen(xid), commit_lsn, commit_time);
-                    }
-                    self.replays.push(replay);
-                    // All of it before anything that comes later.
-                    while self.replay(out)? && !out.full() {}
+                    let all = self.streamed.subtransactions(xid);
+                    let subtransactions = all.into_iter().map(|xid| self.widen(xid)).collect();
+                    return Ok(Some(Committed { xid, commit_lsn, end_lsn, commit_time, subtransactions }));
                 }
             }
             PgOutput::Relation { relation, .. } => match self.state {
@@ -130,7 +136,7 @@ impl Assembler {
                 if let Some(marker) = self.marker(transactional, &prefix, &content) {
                     if marker.kind == MarkerKind::Catalog {
                         self.running.catalog.send_replace(marker.id);
-                        return Ok(());
+                        return Ok(None);
                     }
                     self.change(xid, Change::Marker(marker), out)?;
                 }
@@ -142,6 +148,21 @@ impl Assembler {
             },
             PgOutput::Origin { .. } | PgOutput::Type { .. } => {}
         }
+        Ok(None)
+    }
+
+    /// Hands on a transaction that was streamed, but for what these subtransactions of it did.
+    pub fn settle(&mut self, committed: &Committed, rolled_back: &[Xid], out: &mut Packer) -> Result<(), CaptureError> {
+        for xid in rolled_back {
+            self.streamed.abort(committed.xid, xid.0 as u32)?;
+        }
+        let replay = self.streamed.commit(committed.xid, committed.end_lsn);
+        if !replay.own {
+            out.begin(self.widen(committed.xid), committed.commit_lsn, committed.commit_time);
+        }
+        self.replays.push(replay);
+        // All of it before anything that comes later.
+        while self.replay(out)? && !out.full() {}
         Ok(())
     }
 

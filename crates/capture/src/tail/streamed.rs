@@ -57,6 +57,8 @@ struct Transaction {
     pieces: u32,
     on_disk: u64,
     aborted: HashSet<u32>,
+    /// Subtransactions that its changes are by, in their order; some of them several times.
+    subtransactions: Vec<u32>,
     own: bool,
 }
 
@@ -86,6 +88,12 @@ impl Streamed {
         if transaction.own && !matches!(item, Item::Relation(_) | Item::Change { change: Change::Truncate { .. }, .. })
         {
             return Ok(());
+        }
+        if let Item::Change { xid, .. } = item
+            && xid != top
+            && transaction.subtransactions.last() != Some(&xid)
+        {
+            transaction.subtransactions.push(xid);
         }
         transaction.items.push(item);
         transaction.bytes += bytes;
@@ -134,6 +142,16 @@ impl Streamed {
             self.on_disk.remove(transaction.on_disk);
         }
         Ok(())
+    }
+
+    /// Those of its subtransactions, each once, of which nobody has said that they rolled back.
+    pub fn subtransactions(&mut self, top: u32) -> Vec<u32> {
+        let Some(transaction) = self.transactions.get_mut(&top) else { return Vec::new() };
+        let mut all = std::mem::take(&mut transaction.subtransactions);
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|xid| !transaction.aborted.contains(xid));
+        all
     }
 
     /// The transaction committed.

@@ -1,27 +1,31 @@
 use std::sync::Arc;
 
 use apply::{CompileError, Explained, Look};
-use mapping::{Maintained, Way};
+use mapping::{Maintained, Question, Way};
 use model::Problem;
-use plan::Plan;
+use plan::{CheckSeverity, Finding, Plan};
 use serde_json::{Value, json};
 
 use crate::report::{self, Output};
 use crate::wiring;
 
-/// Shows how each derived table is kept current, changing nothing. Exit code 2 if the plan's tables are refused; then all that is wrong is told.
+/// Shows how each derived table is kept current and what findings ask, changing nothing. Exit code 2 if the plan's SQL is refused; then all that is wrong is told.
 pub(crate) async fn run(plan: Arc<Plan>, output: Output) -> Result<u8, Problem> {
     let target = pg::connect(&wiring::target(&plan)?, "explain").await?;
-    let all = match apply::explain(&plan, &target).await {
+    let (all, questions) = match apply::explain(&plan, &target).await {
         Ok(all) => all,
         Err(CompileError::Refused(problems)) => return Ok(refused(&plan, &problems, output)),
         Err(error) => return Err(error.into()),
     };
-    let document = json!({ "tables": all.iter().map(|one| document(&plan, one)).collect::<Vec<_>>() });
+    let asked: Vec<(&Finding, &Question)> = plan.findings.iter().zip(&questions).collect();
+    let document = json!({
+        "tables": all.iter().map(|one| document(&plan, one)).collect::<Vec<_>>(),
+        "findings": asked.iter().map(|(finding, question)| asks(&plan, finding, question)).collect::<Vec<_>>(),
+    });
     if output.json {
         output.print(&document);
     } else {
-        output.text(&text(&plan, &all));
+        output.text(&text(&plan, &all, &asked));
     }
     report::keep(&plan, "explain", &document);
     Ok(0)
@@ -43,12 +47,41 @@ fn refused(plan: &Plan, problems: &[Problem], output: Output) -> u8 {
     problems.first().map_or(2, |problem| problem.code.exit())
 }
 
-fn text(plan: &Plan, all: &[Explained]) -> String {
+fn text(plan: &Plan, all: &[Explained], asked: &[(&Finding, &Question)]) -> String {
+    let mut parts: Vec<String> = all.iter().map(|one| table(plan, one)).collect();
     if all.is_empty() {
         let next = "each captured table goes into the target as it is";
-        return format!("{}: the plan has no [[table]]; {next}\n", plan.path.display());
+        parts.push(format!("{}: the plan has no [[table]]; {next}\n", plan.path.display()));
     }
-    all.iter().map(|one| table(plan, one)).collect::<Vec<_>>().join("\n")
+    parts.extend(asked.iter().map(|(declared, question)| finding(plan, declared, question)));
+    parts.join("\n")
+}
+
+fn finding(plan: &Plan, declared: &Finding, question: &Question) -> String {
+    let mut out = format!("finding {:?} ({}:{})\n", declared.name, plan.path.display(), declared.line);
+    let sources: Vec<String> = question.sources.iter().map(ToString::to_string).collect();
+    for (name, text) in [
+        (severity(declared), declared.reason.clone()),
+        ("reads", sources.join(", ")),
+        ("gives", question.columns.join(", ")),
+    ] {
+        out += &format!("  {name:<10} {text}\n");
+    }
+    out + &format!("\n  -- the rows that are counted\n  {}\n", question.sql.trim().replace('\n', "\n  "))
+}
+
+fn severity(declared: &Finding) -> &'static str {
+    match declared.severity {
+        CheckSeverity::Error => "error",
+        CheckSeverity::Warning => "warning",
+    }
+}
+
+fn asks(plan: &Plan, declared: &Finding, question: &Question) -> Value {
+    json!({
+        "name": declared.name, "file": plan.path.display().to_string(), "line": declared.line, "severity": severity(declared), "reason": declared.reason,
+        "sources": question.sources.iter().map(ToString::to_string).collect::<Vec<_>>(), "columns": question.columns, "sql": question.sql,
+    })
 }
 
 fn table(plan: &Plan, one: &Explained) -> String {
@@ -63,8 +96,8 @@ fn table(plan: &Plan, one: &Explained) -> String {
     let sources: Vec<String> = compiled.sources.iter().map(ToString::to_string).collect();
     line("reads", &list(&sources));
     line("gives", &list(&compiled.columns));
-    if !declared.key.is_empty() {
-        line("key", &list(&declared.key));
+    if !compiled.key.is_empty() {
+        line("key", &list(&compiled.key));
     }
     if !declared.recompute_by.is_empty() {
         line("unit", &list(&declared.recompute_by));
@@ -164,8 +197,8 @@ fn document(plan: &Plan, one: &Explained) -> Value {
     };
     json!({
         "into": compiled.into.to_string(), "file": plan.path.display().to_string(), "line": declared.line, "way": way, "reason": reason,
-        "sources": compiled.sources.iter().map(ToString::to_string).collect::<Vec<_>>(), "columns": compiled.columns, "key": declared.key,
-        "unit": if declared.recompute_by.is_empty() { &declared.key } else { &declared.recompute_by },
+        "sources": compiled.sources.iter().map(ToString::to_string).collect::<Vec<_>>(), "columns": compiled.columns, "key": compiled.key,
+        "unit": if declared.recompute_by.is_empty() { &compiled.key } else { &declared.recompute_by },
         "mirrors": one.mirrors.iter().map(|(table, why)| json!({ "table": table.to_string(), "why": why })).collect::<Vec<_>>(),
         "left_out_of_verify": compiled.oracle.left_out, "derivations": derivations, "indexes": indexes, "statements": statements,
         "planned": one.look == Look::Planned, "missing": missing, "warnings": one.warnings.iter().map(report::object).collect::<Vec<_>>(),

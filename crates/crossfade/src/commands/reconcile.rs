@@ -42,7 +42,7 @@ fn document(report: &Report) -> Value {
         Verdict::Failed => "failed",
     };
     let checks: Vec<Value> = report.checks.iter().map(check).collect();
-    json!({ "verdict": verdict, "seconds": report.took.as_secs_f64(), "checks": checks })
+    json!({ "verdict": verdict, "seconds": report.took.as_secs_f64(), "checks": checks, "findings": report.findings })
 }
 
 fn check(checked: &Checked) -> Value {
@@ -111,7 +111,8 @@ fn fixing(fixing: &Fixing) -> Value {
 }
 
 fn text(report: &Report) -> String {
-    let checks: String = report.checks.iter().map(paragraph).collect();
+    let mut checks: String = report.checks.iter().map(paragraph).collect();
+    checks.extend(report.findings.iter().map(|finding| finding.text()));
     let so = |outcome| report.are(outcome).count();
     let warnings = report.are(Outcome::Findings).filter(|check| check.severity == CheckSeverity::Warning).count();
     let (passed, fixed, failed) = (so(Outcome::Passed), so(Outcome::Fixed), so(Outcome::Failed));

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use apply::Counted;
 use model::{Code, Problem, TableName};
 use plan::Plan;
 use serde_json::{Value, json};
@@ -15,7 +16,12 @@ pub(crate) async fn run(plan: Arc<Plan>, options: Options, output: Output, stop:
     let watch = Told { rows: Lines::new(&plan, "verify-rows"), open: AtomicBool::new(false) };
     let compared = async {
         let job = wiring::comparison_now(&plan).await?;
-        verify::run(&job, &options, &watch).await
+        let mut report = verify::run(&job, &options, &watch).await?;
+        report.findings = apply::findings(&job.target, &plan).await;
+        if options.mask {
+            report.findings = report.findings.into_iter().map(Counted::masked).collect();
+        }
+        Ok::<_, Problem>(report)
     };
     let token = stop.token();
     let compared = tokio::select! {

@@ -1,3 +1,4 @@
+use apply::Counted;
 use model::count;
 use serde::Serialize;
 use verify::{PartDiffers, Verdict};
@@ -30,6 +31,8 @@ pub struct Report {
     pub sources: Vec<SourceReport>,
     /// By source and name.
     pub tables: Vec<TableReport>,
+    /// Rows that the plan's rules leave out, or let be less than they were, counted in the database that was filled. They have no part in the verdict.
+    pub findings: Vec<Counted>,
 }
 
 /// A step of it.
@@ -124,6 +127,9 @@ pub fn text(report: &Report) -> String {
             // No value is to steer the terminal.
             text += &format!("             {}\n", line.replace(char::is_control, " "));
         }
+    }
+    for finding in &report.findings {
+        text += &format!("finding: {}", finding.text());
     }
     text += &format!("\n{:<16} {:>9}", "phase", "seconds");
     text += if report.last.is_some() { "  last time\n" } else { "\n" };

@@ -328,6 +328,7 @@ impl Rehearsal<'_> {
             drill: None,
             sources: self.sources().await.map_err(PgError::from)?,
             tables,
+            findings: apply::findings(&self.job.into, &self.job.plan).await,
         })
     }
 

@@ -215,6 +215,7 @@ mod tests {
             tables: Vec::new(),
             apply: Applied::default(),
             log: LogState::default(),
+            findings: Vec::new(),
             verify: Some(Verified { equal: 2, oldest: Some(oldest), ..Verified::default() }),
             warnings: Vec::new(),
         }

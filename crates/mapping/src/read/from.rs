@@ -28,7 +28,7 @@ impl Reader<'_> {
         }
     }
 
-    fn range<'s>(&mut self, range: &'s RangeVar, outer: &Parent<'s>) -> Result<(From, Names), Trouble> {
+    pub(super) fn range<'s>(&mut self, range: &'s RangeVar, outer: &Parent<'s>) -> Result<(From, Names), Trouble> {
         let alias = range.alias.as_ref();
         if range.schemaname.is_empty() {
             if let Some((cte, scope)) = Scope::cte(outer, &range.relname) {

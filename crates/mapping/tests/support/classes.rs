@@ -1,21 +1,25 @@
 //! Queries of every class, rolled. Where a seed leads depends on their order.
 
+use crossfade_mapping::Derived;
+
 use super::dice::Dice;
+use super::maintain::into;
 
 mod groups;
 mod joins;
 mod others;
 mod sets;
+mod several;
 mod sublinks;
 
 /// A rolled query.
 #[derive(Clone, Debug)]
 pub struct Rolled {
     pub class: &'static str,
+    /// What gives the table's rows in full.
     pub sql: String,
-    pub unit: Vec<String>,
-    /// Whether the unit tells rows apart and is never null.
-    pub is_key: bool,
+    /// What the plan says.
+    pub derived: Derived,
     /// Whether the compiler has to refuse it.
     pub is_refused: bool,
 }
@@ -42,15 +46,29 @@ fn all() -> impl Iterator<Item = &'static Class> {
 
 /// A query of one of these classes, or of any if none is named; numbers that follow each other go over all of them.
 pub fn roll(dice: &mut Dice, number: u64, only: &[&str]) -> Rolled {
-    let chosen: Vec<&Class> = all().filter(|(name, ..)| only.is_empty() || only.contains(name)).collect();
-    let (class, how, roll) = *chosen[(number % chosen.len() as u64) as usize];
+    let is_chosen = |name: &str| only.is_empty() || only.contains(&name);
+    let chosen: Vec<&Class> = all().filter(|(name, ..)| is_chosen(name)).collect();
+    let several: Vec<_> = several::CLASSES.iter().filter(|(name, _)| is_chosen(name)).collect();
+    let number = (number % (chosen.len() + several.len()) as u64) as usize;
+    let Some((class, how, roll)) = chosen.get(number).copied().copied() else {
+        let (class, roll) = *several[number - chosen.len()];
+        let (derived, sql) = roll(dice);
+        return Rolled { class, sql, derived, is_refused: false };
+    };
     let (sql, unit) = roll(dice);
+    let mut derived = Derived::new(into(), &[], &sql);
     let unit = unit.into_iter().map(str::to_owned).collect();
-    Rolled { class, sql, unit, is_key: how == Keyed && dice.chance(70), is_refused: how == Refused }
+    // Whether the unit tells rows apart and is never null.
+    if how == Keyed && dice.chance(70) {
+        derived.key = unit;
+    } else {
+        derived.recompute_by = unit;
+    }
+    Rolled { class, sql, derived, is_refused: how == Refused }
 }
 
 pub fn names() -> Vec<&'static str> {
-    all().map(|(name, ..)| *name).collect()
+    all().map(|(name, ..)| *name).chain(several::CLASSES.iter().map(|(name, _)| *name)).collect()
 }
 
 fn t(d: &mut Dice) -> &'static str {

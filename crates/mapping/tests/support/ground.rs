@@ -41,7 +41,12 @@ impl Ground {
 
     /// Compiles a table whose target is made as its query is, and fills it.
     pub async fn derive(&mut self, derived: &Derived) -> Compiled {
-        let compiled = self.compile(derived).await;
+        self.derive_like(derived, &derived.parts[0].sql().text).await
+    }
+
+    /// The same, where the target's columns are those of another query.
+    pub async fn derive_like(&mut self, derived: &Derived, sql: &str) -> Compiled {
+        let compiled = self.compile(derived, sql).await;
         match &compiled.way {
             Way::Maintained(maintained) => {
                 self.session.run(&maintained.prepare.join(";")).await;
@@ -59,9 +64,9 @@ impl Ground {
         compiled
     }
 
-    async fn compile(&mut self, derived: &Derived) -> Compiled {
+    async fn compile(&mut self, derived: &Derived, sql: &str) -> Compiled {
         // The query runs as it is written where each source's schema is called `public`.
-        let mut sql = derived.sql.clone();
+        let mut sql = sql.to_owned();
         for table in &self.catalog.tables {
             sql = sql.replace(&table.name.to_string(), &home(&table.name));
         }
@@ -75,13 +80,18 @@ impl Ground {
             self.session.run(&format!("ALTER TABLE public.derived ADD PRIMARY KEY ({key})")).await;
         }
         self.catalog.target = target(&self.session, &into(), &derived.key).await;
-        compile(derived, &self.catalog, &Usual).unwrap_or_else(|troubles| panic!("{}\n{}", derived.sql, troubles[0]))
+        compile(derived, &self.catalog, &Usual).unwrap_or_else(|troubles| panic!("{sql}\n{}", troubles[0]))
     }
 
     /// One transaction: `statements` run at the sources, and what they changed goes through all steps.
     pub async fn transaction(&self, compiled: &Compiled, statements: &str) {
-        let session = &self.session;
         self.change(statements).await;
+        self.all_steps(compiled).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// What was changed goes through all steps.
+    pub async fn all_steps(&self, compiled: &Compiled) -> Result<(), String> {
+        let session = &self.session;
         let mut changed = Vec::new();
         for table in &self.catalog.tables {
             let sides = [Side::Old, Side::New].map(|side| Usual.changed(&table.name, side).quoted());
@@ -106,7 +116,7 @@ impl Ground {
             ]
             .join(";"),
         };
-        session.run(&format!("BEGIN; {sql}; COMMIT")).await;
+        session.try_run(&format!("BEGIN; {sql}; COMMIT")).await
     }
 
     /// Runs statements at the sources and puts the rows that they changed into the temp tables.

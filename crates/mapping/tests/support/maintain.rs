@@ -29,14 +29,17 @@ pub async fn compiled(
     session: &Session,
     catalog: &mut Catalog,
     derived: &Derived,
+    sql: &str,
     plant: Plant,
 ) -> Result<Compiled, String> {
     session.run("DROP TABLE IF EXISTS public.derived").await;
-    session.try_run(&format!("CREATE UNLOGGED TABLE public.derived AS {} WITH NO DATA", derived.sql)).await?;
-    if !derived.key.is_empty() {
-        session.run(&format!("ALTER TABLE public.derived ADD PRIMARY KEY ({})", derived.key.join(", "))).await;
+    session.try_run(&format!("CREATE UNLOGGED TABLE public.derived AS {sql} WITH NO DATA")).await?;
+    // Of a table in part: what tells its rows apart at the source.
+    let key = if derived.unit().is_empty() { vec!["id".to_owned()] } else { derived.key.clone() };
+    if !key.is_empty() {
+        session.run(&format!("ALTER TABLE public.derived ADD PRIMARY KEY ({})", key.join(", "))).await;
     }
-    catalog.target = target(session, &into(), &derived.key).await;
+    catalog.target = target(session, &into(), &key).await;
     let fault = match plant {
         Plant::NoNulls => Fault::NoNulls,
         Plant::KeepSublinks => Fault::KeepSublinks,

@@ -2,36 +2,136 @@ use std::collections::BTreeMap;
 
 use model::{Problem, TableName};
 
-use crate::derived::AffectedBy;
+use crate::derived::{AffectedBy, Cut, Part, Rows};
 use crate::written::{Entry, Section};
 use crate::{Derived, OnConflict, Source, Sql, WhenMissing};
 
-const KNOWN: [&str; 7] = ["into", "key", "sql", "recompute_by", "on_conflict", "when_missing", "affected_by"];
+const KNOWN: [&str; 12] = [
+    "into",
+    "key",
+    "sql",
+    "from",
+    "columns",
+    "where",
+    "mask",
+    "merge",
+    "recompute_by",
+    "on_conflict",
+    "when_missing",
+    "affected_by",
+];
 
-/// The plan's `[[table]]`s.
+/// The plan's `[[table]]`s, those into one table together.
 pub(super) fn check(entry: &Entry<'_>, sources: &[Source]) -> Result<Vec<Derived>, Problem> {
-    let mut all: Vec<Derived> = Vec::new();
+    let mut all: Vec<(TableName, Together)> = Vec::new();
     for section in entry.sections(&KNOWN)? {
-        let (entry, into) = into(&section)?;
-        if let Some(other) = all.iter().find(|other| other.into == into) {
-            let why = format!("the [[table]] in line {} goes into it, too", other.line);
-            return Err(entry.problem(why, "make one query of both, with UNION ALL"));
-        }
+        let rows = rows(&section, sources)?;
+        let (entry, into) = into(&section, &rows)?;
         if let Some(source) = sources.iter().find(|source| source.as_is.selects(&into)) {
             let why = format!("`mirror` lets {into} of source {:?} go there as it is, too", source.name);
             return Err(entry.problem(why, format!("add \"!{into}\" to `mirror`, or choose another table")));
         }
-        all.push(one(&section, into, sources)?);
+        let number = all.iter().position(|(known, _)| *known == into).unwrap_or_else(|| {
+            all.push((into, Together::default()));
+            all.len() - 1
+        });
+        all[number].1.hear(&section, rows, sources)?;
     }
-    Ok(all)
+    Ok(all.into_iter().map(|(into, together)| together.table(into)).collect())
 }
 
-fn into<'a>(section: &Section<'a>) -> Result<(Entry<'a>, TableName), Problem> {
+/// What the `[[table]]`s into one table say of it.
+#[derive(Default)]
+struct Together {
+    parts: Vec<Part>,
+    key: Option<(Vec<String>, usize)>,
+    merge: Option<(Vec<Sql>, usize)>,
+    recompute_by: Option<(Vec<String>, usize)>,
+    on_conflict: Option<(BTreeMap<String, OnConflict>, usize)>,
+    when_missing: Option<(WhenMissing, usize)>,
+    affected_by: Vec<AffectedBy>,
+}
+
+impl Together {
+    fn hear(&mut self, section: &Section<'_>, rows: Rows, sources: &[Source]) -> Result<(), Problem> {
+        self.parts.push(Part { rows, line: section.line() });
+        hear(&mut self.key, section.get("key"), columns)?;
+        hear(&mut self.merge, section.get("merge"), merge)?;
+        hear(&mut self.recompute_by, section.get("recompute_by"), columns)?;
+        hear(&mut self.on_conflict, section.get("on_conflict"), on_conflict)?;
+        hear(&mut self.when_missing, section.get("when_missing"), |entry| {
+            entry.word(&[("delete", WhenMissing::Delete), ("keep", WhenMissing::Keep)])
+        })?;
+        for entry in section.get("affected_by").map(|entry| entry.open()).transpose()?.iter().flat_map(Section::entries)
+        {
+            let (source, table) = source_table(&entry, entry.key, sources)?;
+            let sql = sql(&entry, "SELECT id FROM changed")?;
+            match self.affected_by.iter().find(|said| said.source == source && said.table == table) {
+                Some(said) if said.sql == sql => {}
+                Some(said) => return Err(otherwise(&entry, said.sql.line)),
+                None => self.affected_by.push(AffectedBy { source, table, sql }),
+            }
+        }
+        Ok(())
+    }
+
+    fn table(self, into: TableName) -> Derived {
+        let line = self.parts.first().map_or(1, |part| part.line);
+        Derived {
+            into,
+            key: said(self.key),
+            parts: self.parts,
+            merge: said(self.merge),
+            recompute_by: said(self.recompute_by),
+            on_conflict: said(self.on_conflict),
+            when_missing: said(self.when_missing),
+            affected_by: self.affected_by,
+            line,
+        }
+    }
+}
+
+/// Adds what a key says, and where it stands.
+fn hear<T: PartialEq>(
+    known: &mut Option<(T, usize)>,
+    entry: Option<Entry<'_>>,
+    read: impl Fn(&Entry<'_>) -> Result<T, Problem>,
+) -> Result<(), Problem> {
+    let Some(entry) = entry else { return Ok(()) };
+    let value = read(&entry)?;
+    match known {
+        Some((known, _)) if *known == value => Ok(()),
+        Some((_, line)) => Err(otherwise(&entry, *line)),
+        None => {
+            *known = Some((value, entry.line()));
+            Ok(())
+        }
+    }
+}
+
+fn said<T: Default>(known: Option<(T, usize)>) -> T {
+    known.map(|(value, _)| value).unwrap_or_default()
+}
+
+fn otherwise(entry: &Entry<'_>, line: usize) -> Problem {
+    entry.problem(
+        format!("line {line} says it otherwise, of the same table of the target"),
+        "all [[table]]s into one table are one table: say it in one of them, or the same in each",
+    )
+}
+
+fn into<'a>(section: &Section<'a>, rows: &Rows) -> Result<(Entry<'a>, TableName), Problem> {
     let next = "name the target's table with its schema: into = \"public.users\"";
-    let entry = section.get("into").ok_or_else(|| section.lacks("into", next))?;
-    let text = entry.text("public.users")?;
-    let Some(table) = table(text) else {
-        return Err(entry.problem(format!("{text:?} is not the name of a table with its schema"), next));
+    let (entry, table) = match (section.get("into"), rows, section.get("from")) {
+        (None, Rows::Cut(cut), Some(entry)) => (entry, cut.table.clone()),
+        (None, ..) => return Err(section.lacks("into", next)),
+        (Some(entry), ..) => {
+            let text = entry.text("public.users")?;
+            let Some(table) = table(text) else {
+                return Err(entry.problem(format!("{text:?} is not the name of a table with its schema"), next));
+            };
+            (entry, table)
+        }
     };
     let system = table.schema.starts_with("pg_") || table.schema == "information_schema";
     match system || table.schema == "crossfade" {
@@ -46,38 +146,64 @@ fn table(text: &str) -> Option<TableName> {
     (!schema.is_empty() && !name.is_empty()).then(|| TableName::new(schema, name))
 }
 
-fn one(section: &Section<'_>, into: TableName, sources: &[Source]) -> Result<Derived, Problem> {
+/// `sql`, or `from` and what it goes with.
+fn rows(section: &Section<'_>, sources: &[Source]) -> Result<Rows, Problem> {
     const SELECT: &str = "SELECT id, name FROM shop.public.customer";
-    let query = section
-        .get("sql")
-        .ok_or_else(|| section.lacks("sql", format!("write the query that gives its rows: sql = {SELECT:?}")))?;
-    let missing = [("delete", WhenMissing::Delete), ("keep", WhenMissing::Keep)];
-    let missing = section.get("when_missing").map(|entry| entry.word(&missing)).transpose()?;
-    Ok(Derived {
-        into,
-        key: columns(section, "key")?,
-        sql: sql(&query, SELECT)?,
-        recompute_by: columns(section, "recompute_by")?,
-        on_conflict: section.get("on_conflict").map(|entry| on_conflict(&entry)).transpose()?.unwrap_or_default(),
-        when_missing: missing.unwrap_or_default(),
-        affected_by: section.get("affected_by").map(|entry| affected(&entry, sources)).transpose()?.unwrap_or_default(),
-        line: section.line(),
-    })
+    const FROM: &str = "shop.public.customer";
+    let (query, from) = (section.get("sql"), section.get("from"));
+    let Some(from) = from else {
+        let of_cut = ["columns", "where", "mask"].into_iter().find_map(|key| section.get(key));
+        return match (query, of_cut) {
+            (Some(_), Some(entry)) => Err(entry.problem("it goes with `from`, not with `sql`", "write it into the query")),
+            (Some(query), None) => Ok(Rows::Query(sql(&query, SELECT)?)),
+            (None, Some(_)) => Err(section.lacks("from", format!("name the source's table: from = {FROM:?}"))),
+            (None, None) => Err(section.lacks(
+                "sql",
+                format!("write the query that gives its rows: sql = {SELECT:?}; or from = {FROM:?} for a table that goes over in part"),
+            )),
+        };
+    };
+    if query.is_some() {
+        return Err(
+            from.problem("both `sql` and `from` are given", "keep one of them; a query names its tables itself")
+        );
+    }
+    let (source, table) = source_table(&from, from.text(FROM)?, sources)?;
+    let mut masks = Vec::new();
+    for entry in section.get("mask").map(|entry| entry.open()).transpose()?.iter().flat_map(Section::entries) {
+        masks.push((entry.key.to_owned(), sql(&entry, "md5(email)")?));
+    }
+    Ok(Rows::Cut(Cut {
+        source,
+        table,
+        from: from.sql(FROM)?,
+        columns: section.get("columns").map(|entry| names(&entry)).transpose()?.unwrap_or_default(),
+        filter: section.get("where").map(|entry| sql(&entry, "country = 'ch'")).transpose()?,
+        masks,
+    }))
 }
 
-fn columns(section: &Section<'_>, key: &str) -> Result<Vec<String>, Problem> {
+fn columns(entry: &Entry<'_>) -> Result<Vec<String>, Problem> {
+    Ok(names(entry)?.into_iter().map(|name| name.text).collect())
+}
+
+/// Names of columns, each once, and where they stand.
+fn names(entry: &Entry<'_>) -> Result<Vec<Sql>, Problem> {
     const EXAMPLE: &str = "[\"id\"]";
-    let Some(entry) = section.get(key) else { return Ok(Vec::new()) };
-    let mut columns: Vec<String> = Vec::new();
+    let mut columns: Vec<Sql> = Vec::new();
     for item in entry.one_or_more("id")? {
-        let name = item.text("id")?;
-        if name.is_empty() || columns.iter().any(|known| known == name) {
-            let why = if name.is_empty() { "a column has no name" } else { "a column stands there twice" };
-            return Err(item.problem(why, format!("name each column once: {key} = {EXAMPLE}")));
+        let name = item.sql("id")?;
+        if name.text.is_empty() || columns.contains(&name) {
+            let why = if name.text.is_empty() { "a column has no name" } else { "a column stands there twice" };
+            return Err(item.problem(why, format!("name each column once: {} = {EXAMPLE}", entry.key)));
         }
-        columns.push(name.to_owned());
+        columns.push(name);
     }
     Ok(columns)
+}
+
+fn merge(entry: &Entry<'_>) -> Result<Vec<Sql>, Problem> {
+    entry.one_or_more("max(access)")?.iter().map(|item| sql(item, "max(access)")).collect()
 }
 
 fn on_conflict(entry: &Entry<'_>) -> Result<BTreeMap<String, OnConflict>, Problem> {
@@ -90,36 +216,27 @@ fn on_conflict(entry: &Entry<'_>) -> Result<BTreeMap<String, OnConflict>, Proble
     entry.open()?.entries().map(|entry| Ok((entry.key.to_owned(), entry.word(&words)?))).collect()
 }
 
-fn affected(entry: &Entry<'_>, sources: &[Source]) -> Result<Vec<AffectedBy>, Problem> {
-    let mut all = Vec::new();
-    for entry in entry.open()?.entries() {
-        let (source, table) = source_table(&entry, sources)?;
-        all.push(AffectedBy { source, table, sql: sql(&entry, "SELECT id FROM changed")? });
-    }
-    Ok(all)
-}
-
 /// `source.schema.table`, or, where there is one source, `schema.table`.
-fn source_table(entry: &Entry<'_>, sources: &[Source]) -> Result<(String, TableName), Problem> {
+fn source_table(entry: &Entry<'_>, text: &str, sources: &[Source]) -> Result<(String, TableName), Problem> {
     let named = sources.iter().find_map(|source| {
-        let rest = entry.key.strip_prefix(source.name.as_str())?.strip_prefix('.')?;
+        let rest = text.strip_prefix(source.name.as_str())?.strip_prefix('.')?;
         Some((source.name.clone(), table(rest)?))
     });
     let alone = match sources {
-        [only] => table(entry.key).map(|table| (only.name.clone(), table)),
+        [only] => table(text).map(|table| (only.name.clone(), table)),
         _ => None,
     };
     named.or(alone).ok_or_else(|| {
         let source = sources.first().map_or("shop", |source| source.name.as_str());
         entry.problem(
-            format!("{:?} is not the name of a source's table", entry.key),
-            format!("write source, schema and table: \"{source}.public.orders\" = \"SELECT id FROM changed\""),
+            format!("{text:?} is not the name of a source's table"),
+            format!("write source, schema and table: \"{source}.public.orders\""),
         )
     })
 }
 
 /// That it is right only the database can tell.
-fn sql(entry: &Entry<'_>, example: &str) -> Result<Sql, Problem> {
+pub(super) fn sql(entry: &Entry<'_>, example: &str) -> Result<Sql, Problem> {
     let sql = entry.sql(example)?;
     match sql.text.trim().is_empty() {
         true => Err(entry.problem("it is empty", format!("write it like this: {example:?}"))),

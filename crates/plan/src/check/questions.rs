@@ -41,30 +41,39 @@ enum On {
 pub(super) fn check(entry: &Entry<'_>, sources: &[Source]) -> Result<Vec<Check>, Problem> {
     let mut checks: Vec<Check> = Vec::new();
     for section in entry.sections(&KNOWN)? {
-        let name = name(&section)?;
-        if let Some(other) = checks.iter().find(|other| other.name == name.1) {
+        let (entry, name) = one_line(&section, "name", "every space has an admin", "say what must hold")?;
+        if let Some(other) = checks.iter().find(|other| other.name == name) {
             let why = format!("the check in line {} has the same name", other.line);
-            return Err(name.0.problem(why, "give each check a name of its own: reports go by it"));
+            return Err(entry.problem(why, "give each check a name of its own: reports go by it"));
         }
-        checks.push(one(&section, name.1, sources)?);
+        checks.push(one(&section, name, sources)?);
     }
     Ok(checks)
 }
 
-fn name<'a>(section: &Section<'a>) -> Result<(Entry<'a>, String), Problem> {
-    const EXAMPLE: &str = "every space has an admin";
-    let next = format!("say what must hold: name = {EXAMPLE:?}");
-    let entry = section.get("name").ok_or_else(|| section.lacks("name", next.clone()))?;
-    let name = entry.text(EXAMPLE)?.trim();
-    if name.is_empty() || name.contains(char::is_control) {
+/// A line in the words of whoever wrote the plan; `wanted` says what of.
+pub(super) fn one_line<'a>(
+    section: &Section<'a>,
+    key: &str,
+    example: &str,
+    wanted: &str,
+) -> Result<(Entry<'a>, String), Problem> {
+    let next = format!("{wanted}: {key} = {example:?}");
+    let entry = section.get(key).ok_or_else(|| section.lacks(key, next.clone()))?;
+    let line = entry.text(example)?.trim();
+    if line.is_empty() || line.contains(char::is_control) {
         return Err(entry.problem("it is not one line of text", next));
     }
-    Ok((entry, name.to_owned()))
+    Ok((entry, line.to_owned()))
+}
+
+pub(super) fn severity(section: &Section<'_>) -> Result<CheckSeverity, Problem> {
+    let words = [("error", CheckSeverity::Error), ("warning", CheckSeverity::Warning)];
+    let severity = section.get("severity").map(|entry| entry.word(&words)).transpose()?;
+    Ok(severity.unwrap_or(CheckSeverity::Error))
 }
 
 fn one(section: &Section<'_>, name: String, sources: &[Source]) -> Result<Check, Problem> {
-    let severities = [("error", CheckSeverity::Error), ("warning", CheckSeverity::Warning)];
-    let severity = section.get("severity").map(|entry| entry.word(&severities)).transpose()?;
     let sample = section.get("sample").map(|entry| entry.number(1..=MOST_SAMPLE)).transpose()?;
     let tenants = section.get("tenants").map(|entry| statement(&entry, "SELECT id FROM core.space")).transpose()?;
     let search_path = section.get("search_path").map(|entry| schemas(&entry)).transpose()?;
@@ -73,7 +82,7 @@ fn one(section: &Section<'_>, name: String, sources: &[Source]) -> Result<Check,
         name,
         line: section.line(),
         asks: asks(section, sources)?,
-        severity: severity.unwrap_or(CheckSeverity::Error),
+        severity: severity(section)?,
         sample: sample.unwrap_or(SAMPLE),
         tenants,
         search_path: search_path.unwrap_or_default(),

@@ -15,17 +15,25 @@ pub(super) fn check(
     let mut sources = Vec::new();
     for entry in entry.open()?.entries() {
         let name = checked_name(&entry, entry.key)?;
-        let section = entry.section(&["url", "url_env", "tables", "mirror", "ignore"])?;
+        let section = entry.section(&["url", "url_env", "tables", "mirror", "ignore", "shared"])?;
         let (url, server) = postgres(&section, env)?;
-        if server.is(target) {
-            return Err(entry.problem(
-                "source and target are the same database, so each of its tables would be its own target",
-                "point [target] at another database",
-            ));
-        }
         let tables =
             section.get("tables").ok_or_else(|| section.lacks("tables", "say which: tables = [\"public.*\"]"))?;
-        sources.push(split(top, &section, name, url, &check_patterns(&tables)?)?);
+        let source = split(top, &section, name, url, &check_patterns(&tables)?)?;
+        // Tables that only queries read may lie beside those that are made of them.
+        if server.is(target) && source.as_is.any() {
+            return Err(entry.problem(
+                "source and target are the same database, so each table that goes over as it is would be its own target",
+                "point [target] at another database, or let only queries read the source: without `mirror`, and with a [[table]] for each new table",
+            ));
+        }
+        if let Some(entry) = section.get("shared").filter(|_| !server.is(target)) {
+            return Err(entry.problem(
+                "its tables would be left open when the application goes over to another database",
+                "take it out: only where source and target are the same database can a table belong to both versions",
+            ));
+        }
+        sources.push(source);
     }
     if sources.is_empty() {
         return Err(entry.problem("the plan has no source", NO_SOURCES));
@@ -54,7 +62,8 @@ fn split(top: &Section<'_>, own: &Section<'_>, name: String, url: Secret, all: &
     let ignored = both("ignore")?;
     let tables = all.but(&ignored);
     let as_is = if has_derived { both("mirror")?.within(&tables) } else { tables.clone() };
-    Ok(Source { name, url, tables, as_is, ignored: ignored.within(all) })
+    let shared = own.get("shared").map(|entry| check_patterns(&entry)).transpose()?.unwrap_or_default().within(&tables);
+    Ok(Source { name, url, tables, as_is, ignored: ignored.within(all), shared })
 }
 
 fn check_patterns(entry: &Entry<'_>) -> Result<Patterns, Problem> {

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use model::{Code, Problem, quote};
 use pg::{Endpoint, Session};
-use plan::{Check, Side};
+use plan::{Check, Plan, Side};
 use tokio_postgres::{IsolationLevel, Transaction};
 
 use super::refused::refused;
@@ -27,6 +27,14 @@ impl Databases {
         Databases {
             target: Place::new("the target".to_owned(), target, fix),
             sources: sources.into_iter().map(source).collect(),
+        }
+    }
+
+    /// The findings of a plan that has some, counted at the target.
+    pub(crate) async fn findings(&self, plan: &Plan) -> Vec<apply::Counted> {
+        match plan.findings.is_empty() {
+            true => Vec::new(),
+            false => apply::findings(&self.target.endpoint, plan).await,
         }
     }
 

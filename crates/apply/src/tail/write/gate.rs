@@ -61,6 +61,7 @@ pub(super) async fn gate(
                     &job.plan,
                     source,
                     &model::TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+                    true,
                 )
                 .await?;
                 session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use model::{Code, Problem, TableName};
 
-use crate::{OnConflict, Plan, WhenMissing};
+use crate::{OnConflict, Plan, Rows, WhenMissing};
 
 const PLAN: &str = r#"name = "shop"
 mirror = ["public.country"]
@@ -44,7 +44,7 @@ fn everything_that_is_said_of_a_table_is_heard() {
     let [customer, total] = &plan.derived[..] else { panic!() };
     assert_eq!((&customer.into, customer.line), (&TableName::new("sales", "customer"), 12));
     assert_eq!((customer.key.as_slice(), customer.when_missing), (&["id".to_owned()][..], WhenMissing::Delete));
-    assert_eq!(customer.sql.place(0), (15, 8));
+    assert_eq!(customer.place(), (15, 8));
     assert_eq!(
         (total.key.as_slice(), total.recompute_by.as_slice()),
         (&["customer_id".to_owned()][..], &total.key[..])
@@ -54,7 +54,8 @@ fn everything_that_is_said_of_a_table_is_heard() {
     let [affected] = &total.affected_by[..] else { panic!() };
     assert_eq!((affected.source.as_str(), &affected.table), ("shop", &TableName::new("public", "orders")));
     assert_eq!(affected.sql.place(7).0, 22);
-    assert_eq!(total.sql.place(total.sql.text.find("sum").unwrap()), (25, 8));
+    let sql = total.parts[0].sql();
+    assert_eq!(sql.place(sql.text.find("sum").unwrap()), (25, 8));
 }
 
 #[test]
@@ -86,7 +87,7 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         ("into = \"sales.customer\"\n", "", "12 (table.into)", "missing", "into = \"public.users\""),
         ("sales.customer", "customer", "13 (table.into)", "\"customer\" is not", "with its schema"),
         ("sales.customer", "crossfade.customer", "13 (table.into)", "crossfade is not the plan's", "into ="),
-        ("sales.total", "sales.customer", "17 (table.into)", "line 12", "UNION ALL"),
+        ("sales.total", "sales.customer", "18 (table.key)", "line 14 says it otherwise", "in each"),
         ("sales.customer", "public.country", "13 (table.into)", "`mirror` lets", "\"!public.country\""),
         ("key = [\"id\"]", "key = [\"id\", \"id\"]", "14 (table.key)", "twice", "once"),
         ("key = [\"id\"]", "keys = [\"id\"]", "14 (table.keys)", "no key `keys`", "`key`"),
@@ -96,10 +97,32 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
         ("\"keep\", updated", "\"stay\", updated", "20 (table.on_conflict.status)", "\"stay\"", "\"keep\""),
         ("when_missing = \"keep\"", "when_missing = \"no\"", "21 (table.when_missing)", "\"no\"", "\"delete\""),
         ("\"shop.public.orders\"", "orders", "22 (table.affected_by.orders)", "source's table", "\"shop.public."),
-        ("when_missing = \"keep\"", "merge = \"max(total)\"", "21 (table.merge)", "which this version", "take it out"),
-        ("when_missing = \"keep\"", "where = \"true\"", "21 (table.where)", "which this version", "take it out"),
+        ("when_missing = \"keep\"", "merge = []", "21 (table.merge)", "empty", "max(access)"),
+        ("when_missing = \"keep\"", "merge = [\"max(total)\", \" \"]", "21 (table.merge)", "empty", "max(access)"),
+        ("when_missing = \"keep\"", "where = \"true\"", "21 (table.where)", "not with `sql`", "into the query"),
+        (
+            "sql = \"SELECT id, name FROM shop.public.customer\"",
+            "mask = { a = \"b\" }",
+            "12 (table.from)",
+            "missing",
+            "from = ",
+        ),
+        (
+            "sql = \"SELECT id,",
+            "from = \"shop.public.a\"\nsql = \"SELECT id,",
+            "15 (table.from)",
+            "both",
+            "one of them",
+        ),
+        (
+            "sql = \"SELECT id, name FROM shop.public.customer\"",
+            "from = \"customer\"",
+            "15 (table.from)",
+            "source's table",
+            "shop.public",
+        ),
+        ("when_missing = \"keep\"", "provision = \"x\"", "21 (table.provision)", "which this version", "take it out"),
         ("[log]", "[tenant.space]\n[log]", "7 (tenant)", "one schema per tenant, which", "take it out"),
-        ("[log]", "[[finding]]\n[log]", "7 (finding)", "which this version", "take it out"),
         ("[log]", "[[back]]\n[log]", "7 (back)", "which this version", "take it out"),
         ("[\"public.country\"]", "[]", "2 (mirror)", "no pattern selects", "without `!`"),
         ("[\"*.tmp_*\"]", "\"*.tmp_*\"", "3 (ignore)", "not a list", "[\"public.*\""),
@@ -118,4 +141,73 @@ fn what_has_no_meaning_is_told_with_file_line_and_what_to_write_instead() {
     let problem = parse(none).unwrap_err();
     assert_eq!(problem.what, "shop.toml:2 (mirror)");
     assert!(problem.why.contains("without a [[table]]"), "{problem}");
+}
+
+/// A table of two parts, and one that goes over in part.
+const PARTS: &str = r#"
+[[table]]
+into = "core.grant"
+key = ["member_id", "space_id"]
+sql = "SELECT member_id, space_id, access FROM shop.public.owner"
+affected_by = { "shop.public.owner" = "SELECT member_id, space_id FROM changed" }
+[[table]]
+into = "core.grant"
+merge = "max(access)"
+sql = """
+SELECT access, space_id,
+       member_id FROM shop.public.role -- all"""
+[[table]]
+from = "shop.public.users"
+columns = ["id", "email"]
+where = "country = 'ch'"
+mask = { email = "md5(email) || '@example.invalid'" }
+"#;
+
+fn with(parts: &str) -> String {
+    format!("{}{parts}", PLAN.split("[[table]]").next().unwrap())
+}
+
+#[test]
+fn tables_into_one_are_one_table_whose_parts_know_their_places() {
+    let plan = parse(&with(PARTS)).unwrap();
+    let [grant, users] = &plan.derived[..] else { panic!("{:?}", plan.derived) };
+    assert_eq!((&grant.into, grant.line, grant.parts.len()), (&TableName::new("core", "grant"), 13, 2));
+    assert_eq!((grant.key.join(","), grant.merge[0].text.as_str()), ("member_id,space_id".to_owned(), "max(access)"));
+    assert_eq!((grant.merge[0].place(4), grant.parts[1].line, grant.affected_by.len()), ((20, 14), 18, 1));
+    let sql = grant.parts[1].sql();
+    assert_eq!(sql.place(sql.text.find("member_id").unwrap()), (23, 8));
+    assert_eq!((&users.into, users.key.len()), (&TableName::new("public", "users"), 0));
+    let Rows::Cut(cut) = &users.parts[0].rows else { panic!() };
+    assert_eq!((cut.source.as_str(), &cut.table, cut.columns[1].place(0)), ("shop", &users.into, (26, 19)));
+    assert_eq!(cut.filter.as_ref().unwrap().place(0), (27, 10));
+    assert_eq!((cut.masks[0].0.as_str(), cut.masks[0].1.place(4)), ("email", (28, 23)));
+}
+
+#[test]
+fn tables_into_one_that_contradict_each_other_are_told_with_both_lines() {
+    let more = "[[table]]\ninto = \"core.grant\"\n";
+    for (says, what) in [
+        ("key = [\"member_id\"]", "key"),
+        ("merge = \"min(access)\"", "merge"),
+        ("affected_by = { \"public.owner\" = \"SELECT 1 FROM changed\" }", "affected_by.public.owner"),
+    ] {
+        let problem = parse(&with(&format!("{PARTS}{more}sql = \"SELECT 1\"\n{says}\n"))).expect_err(says);
+        let line = match what {
+            "key" => 15,
+            "merge" => 20,
+            _ => 17,
+        };
+        assert_eq!(problem.what, format!("shop.toml:32 (table.{what})"));
+        assert!(problem.why.contains(&format!("line {line} ")), "{problem}");
+    }
+    // Said once more, or in the default's word where another is said.
+    let same =
+        format!("{PARTS}{more}sql = \"SELECT 1\"\nkey = [\"member_id\", \"space_id\"]\nmerge = [\"max(access)\"]\n");
+    assert_eq!(parse(&with(&same)).unwrap().derived[0].parts.len(), 3);
+    let missing = format!(
+        "{PARTS}{more}sql = \"SELECT 1\"\nwhen_missing = \"keep\"\n{more}sql = \"SELECT 2\"\nwhen_missing = \"delete\""
+    );
+    assert!(parse(&with(&missing)).unwrap_err().why.contains("line 32 "));
+    let same_place = "[[table]]\nfrom = \"public.country\"\n";
+    assert!(parse(&with(same_place)).unwrap_err().why.contains("`mirror` lets public.country"));
 }
