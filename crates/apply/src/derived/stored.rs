@@ -114,7 +114,7 @@ impl<'a> Planner<'a> {
                 return Ok(Stored::Mirror(why));
             }
             if let Way::Streamed(streamed) = compiled.way {
-                streams.push(Stream { declared: declared.clone(), streamed });
+                streams.push(Stream { declared: declared.clone(), streamed: *streamed });
             }
         }
         Ok(Stored::Results(streams))
