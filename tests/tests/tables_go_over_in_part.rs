@@ -124,7 +124,7 @@ fn with(world: &World, document: &str) -> PlanFile {
 async fn unmasked(world: &World) -> Result<Vec<(String, i64)>> {
     let target = world.target.client("app").await?;
     let relations = "SELECT n.nspname || '.' || quote_ident(c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                      WHERE c.relkind IN ('r', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1";
+                      WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1";
     let mut found = Vec::new();
     for row in target.query(relations, &[]).await? {
         let relation: String = row.get(0);
