@@ -345,9 +345,9 @@ async fn refused_until_copied_again(crossfade: &Crossfade, why: &str, table: &st
     Ok(run)
 }
 
-/// Nothing is to be copied, and copy and tail are joined.
+/// Nothing is to be copied, copy and tail are joined, and what the plan has is filled.
 const JOINED: &str = "SELECT bool_and(joined AND asked IS NULL) AND NOT EXISTS (SELECT FROM crossfade.tables WHERE epoch <= 0 OR next_epoch IS NOT NULL)
-      AND NOT EXISTS (SELECT FROM crossfade.derived WHERE NOT filled) FROM crossfade.checkpoint";
+      AND NOT EXISTS (SELECT FROM crossfade.derived WHERE NOT filled AND declared <> '') FROM crossfade.checkpoint";
 
 /// What brings a process there that follows, or is about to.
 fn provoked(point: &str) -> &'static str {
