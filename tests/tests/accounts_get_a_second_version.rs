@@ -2,6 +2,8 @@
 //! nothing changes when it is done again, a changed ranking changes the right rows, and the cutover closes the first version alone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -224,7 +226,20 @@ async fn the_cutover_closes_the_first_version_alone() -> Result<()> {
     let (report, code) = crossfade.says(&["reconcile"]).await?;
     ensure!(code == Some(0), "{report:#}");
     crossfade.verified().await?;
+    // Both versions write to it, all the while.
+    let (writer, over) = (example.cluster.client("app").await?, Arc::new(AtomicBool::new(false)));
+    let stop = Arc::clone(&over);
+    let writes = tokio::spawn(async move {
+        let mut writes = 0;
+        while !stop.load(Ordering::Relaxed) {
+            writer.batch_execute("UPDATE auth_users SET name = name || '.' WHERE id = 'usr_1'").await?;
+            writes += 1;
+        }
+        Ok::<u64, tokio_postgres::Error>(writes)
+    });
     let (report, code) = crossfade.says(&["cutover", "--no-way-back"]).await?;
+    over.store(true, Ordering::Relaxed);
+    ensure!(writes.await?.context("a table of both versions was closed")? > 10, "nothing was written meanwhile");
     ensure!(code == Some(0) && report["outcome"] == "committed", "{report:#}");
     for refused in ["UPDATE platform_workspaces SET name = 'x'", "DELETE FROM platform_books"] {
         ensure!(example.sql(refused).is_err(), "the first version takes writes: {refused}");

@@ -66,6 +66,32 @@ async fn one_that_stood_still_before_there_was_anything_misses_nothing() -> Resu
     world.expect_equal().await
 }
 
+/// Two that start at the same time publish the same tables; which of them goes on, the slot decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_publishes_what_another_one_has_published_meanwhile_goes_on() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (1)",
+    )?;
+    let (here, there) = (world.crossfade()?, world.crossfade()?);
+    let mut first = there.start_standing(&["capture"], "publication_altered", TAKEOVER)?;
+    let published = "SELECT count(*) FROM pg_publication_rel";
+    until("the first table to be published", MINUTE, || async {
+        Ok((world.at_source(published)? == "1").then_some(()))
+    })
+    .await?;
+    let mut run = follow::following(&here).await?;
+    until("the first one to wait for the slot", MINUTE, || async {
+        Ok(first.log_tail().contains("another connection reads the slot").then_some(()))
+    })
+    .await?;
+    world.at_source("INSERT INTO b VALUES (2)")?;
+    here.wait_for_lag_zero(&mut run, MINUTE).await?;
+    first.stop().await?;
+    run.stop().await?;
+    world.expect_equal().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_apply_that_was_replaced_is_refused_when_it_wakes_and_nothing_of_it_arrives() -> Result<()> {
     let world = World::with_nats()?;

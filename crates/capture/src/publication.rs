@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use model::{Code, Problem, TableName, quote};
 use pg::catalog::Table;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::select::{Published, published};
 use crate::{CaptureError, Job};
@@ -54,7 +55,8 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
         Some(found) => found,
         None => {
             let options = format!("publish = '{publish}', publish_via_partition_root = false");
-            client.batch_execute(&format!("CREATE PUBLICATION {} WITH ({options})", quote::ident(name))).await?;
+            let create = format!("CREATE PUBLICATION {} WITH ({options})", quote::ident(name));
+            unless_done(client.batch_execute(&create).await)?;
             BTreeSet::new()
         }
     };
@@ -62,13 +64,19 @@ async fn set(client: &Client, name: &str, publish: &str, wanted: &BTreeSet<Table
     for (verb, tables) in [("ADD", wanted.difference(&found)), ("DROP", found.difference(wanted))] {
         for table in tables {
             let table = table.quoted();
-            client
-                .batch_execute(&format!("ALTER PUBLICATION {} {verb} TABLE ONLY {table}", quote::ident(name)))
-                .await?;
+            let alter = format!("ALTER PUBLICATION {} {verb} TABLE ONLY {table}", quote::ident(name));
+            unless_done(client.batch_execute(&alter).await)?;
             model::failpoint!("publication_altered");
         }
     }
     Ok(!wanted.is_subset(&found))
+}
+
+/// Another process of the plan that starts at the same time may have done the same a moment ago, or in the same one: then a catalog's unique index says so. Which of
+/// them goes on, slot and log decide.
+fn unless_done(result: Result<(), tokio_postgres::Error>) -> Result<(), tokio_postgres::Error> {
+    let done = [SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION];
+    result.or_else(|error| if error.code().is_some_and(|code| done.contains(code)) { Ok(()) } else { Err(error) })
 }
 
 /// Changes a catalog, and nothing that anybody sees. What a slot knows of the catalogs is from its start and is looked up anew only after a transaction that

@@ -79,7 +79,7 @@ pub fn source_side(plan: &str, source: &str) -> String {
 
 /// Whether the fence calls a side of this plan so: its target or one of its sources.
 pub fn is_side_of(plan: &str, side: &str) -> bool {
-    side.strip_prefix(plan).is_some_and(|rest| rest == " target" || rest.starts_with(" source "))
+    side == target_side(plan) || side.starts_with(&source_side(plan, ""))
 }
 
 /// What the target is called as the source of the way back.

@@ -155,8 +155,8 @@ impl Origin<'_> {
         self.drift(rest).await?;
         self.touched.until(applied(&self.target.leader, &self.plan.name).await?).await?;
         // What both versions share goes on being written.
-        let compared = |pair: &&Arc<Pair>| is_stored(pair) && !self.plan.shared.selects(&pair.table);
-        for pair in self.pairs.iter().filter(compared) {
+        let shared = |pair: &&Arc<Pair>| pair.sources.iter().any(|table| self.plan.shared.selects(table));
+        for pair in self.pairs.iter().filter(|pair| is_stored(pair) && !shared(pair)) {
             match self.touched.keys(&pair.table) {
                 Some(keys) => self.rows(pair, keys, rest).await?,
                 None => self.whole(pair, rest).await?,
