@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::error::panicked;
 use crate::tail::CutOff;
 use crate::{
-    ApplyError, control, copy, findings, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
+    ApplyError, control, copy, derived, findings, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
 };
 
 /// What apply needs.
@@ -279,6 +279,7 @@ async fn lead(
             stop.cancelled().await;
             return Ok(());
         }
+        derived::look(&session, lease, &job.plan).await?;
         tail::run(&job, &session, lease, &stop).await
     };
     let result = tokio::select! {

@@ -44,6 +44,7 @@ mod derived;
 mod fit;
 mod indexes;
 mod maintained;
+mod mentions;
 mod nulls;
 mod oracle;
 mod print;
@@ -68,6 +69,7 @@ pub use compile::{Compiled, Step, Way, compile};
 pub use derived::{Derived, OnConflict, WhenMissing};
 pub use indexes::Index;
 pub use maintained::{Derivation, Maintained};
+pub use mentions::{mentions, mentions_of};
 pub use oracle::Oracle;
 pub use question::{Question, question};
 #[doc(hidden)]

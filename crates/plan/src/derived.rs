@@ -122,6 +122,12 @@ impl Derived {
         (rehearsed != *self).then_some(rehearsed)
     }
 
+    /// Whether masks of it hold in rehearsals alone.
+    pub fn is_masked_in_rehearsals(&self) -> bool {
+        let of_part = |part: &Part| matches!(&part.rows, Rows::Cut(Cut { mask_in: MaskIn::Rehearsals { .. }, .. }));
+        self.parts.iter().any(of_part)
+    }
+
     /// Line and character of the file where what gives its rows begins.
     pub fn place(&self) -> (usize, usize) {
         self.parts.first().map_or((self.line, 1), |part| part.sql().place(0))

@@ -9,8 +9,8 @@ use crate::model::{NotEqual, Oldest, Unfinished, Verified};
 /// Who runs a comparison holds an advisory lock of this kind; the same number as in `verify/state.rs`.
 const RUNNING: i64 = 0x63_66_76_72;
 
-/// Each table with its last verdict. One on an earlier copy says nothing of this one, unless it said nothing anyway; nor does one on a derived table that was filled again since. `$1` to `$3` are
-/// the plan's derived tables: schema, name, and when each was filled.
+/// Each table with its last verdict; nothing is compared with a relation that only has a table's columns. One on an earlier copy says nothing of this one, unless it said nothing anyway;
+/// nor does one on a derived table that was filled again since. `$1` to `$3` are the plan's derived tables: schema, name, and when each was filled.
 const VERDICTS: &str = "
     SELECT coalesce(v.source, c.source), coalesce(v.schema, c.schema), coalesce(v.name, c.name),
            CASE WHEN v.verdict = 'inconclusive' OR v.copies = c.copies THEN v.verdict END, v.why, v.sample IS NOT NULL, v.lsn::text,
@@ -18,7 +18,7 @@ const VERDICTS: &str = "
       FROM crossfade.verdict v
       FULL JOIN (SELECT source, into_schema AS schema, into_name AS name,
                         (SELECT nonce FROM crossfade.plan) || string_agg(format(' %s.%s %s', t.schema, t.name, epoch), ',' ORDER BY t.schema, t.name) AS copies
-                   FROM crossfade.tables t GROUP BY 1, 2, 3
+                   FROM crossfade.tables t WHERE NOT (t.into_schema = 'crossfade' AND starts_with(t.into_name, 'shape ')) GROUP BY 1, 2, 3
                  UNION ALL
                  SELECT '', d.schema, d.name, d.filled_at FROM unnest($1::text[], $2::text[], $3::text[]) AS d(schema, name, filled_at)) c USING (source, schema, name)
      WHERE c.copies IS NOT NULL OR v.verdict = 'inconclusive'
@@ -28,7 +28,8 @@ const VERDICTS: &str = "
 const FILLED: &str =
     "SELECT into_schema, into_name, filled_at::text FROM crossfade.derived WHERE filled AND filled_at IS NOT NULL";
 
-const TABLES: &str = "SELECT count(*) FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables) t";
+const TABLES: &str = "SELECT count(*) FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables
+                        WHERE NOT (into_schema = 'crossfade' AND starts_with(into_name, 'shape '))) t";
 
 const UNFINISHED: &str = "
     SELECT v.id, to_char(v.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), v.recheck,
