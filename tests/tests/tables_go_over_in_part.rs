@@ -235,14 +235,22 @@ async fn parts_merges_and_masks_follow_and_are_verified() -> Result<()> {
         expect_equal(&world).with_context(|| format!("SEED={seed}, round {round}"))?;
     }
     expect_masked(&world).await?;
+    world.at_source("INSERT INTO note VALUES (900, repeat('long', 3000), 1)")?;
     crossfade.verified().await?;
     masked_in_a_rehearsal(&world, &crossfade).await?;
-    world.at_target("UPDATE core.principal_space SET access = access + 1 WHERE member = 1; UPDATE users SET email = 'u2@shop.example' WHERE id = 2")?;
+    world.at_target("UPDATE core.principal_space SET access = access + 1 WHERE member = 1; UPDATE users SET email = 'u2@shop.example' WHERE id = 2;
+                     UPDATE core.document SET title = overlay(title PLACING 'G' FROM 12000) WHERE id = 1800")?;
     let (report, code) = crossfade.says(&["verify"]).await?;
     let tables = report["tables"].as_array().context("tables")?;
     let different: Vec<&str> =
         tables.iter().filter(|table| table["verdict"] != "equal").filter_map(|table| table["table"].as_str()).collect();
-    ensure!(code == Some(1) && different == ["core.principal_space", "public.users"], "{report:#}");
+    ensure!(code == Some(1) && different == ["core.document", "core.principal_space", "public.users"], "{report:#}");
+    // Of long values the beginning is shown, and what tells them apart.
+    let document = tables.iter().find(|table| table["table"] == "core.document").context("core.document")?;
+    let title = &document["samples"][0]["columns"]["title"];
+    let shown = [&title["source"], &title["target"]].map(|value| value.as_str().unwrap_or_default());
+    let [source, target] = shown.map(|text| text.split_once("… (12000 bytes, md5 ").unwrap_or_default());
+    ensure!(source.0.len() == 4000 && source.0 == target.0 && source.1 != target.1, "{document:#}");
     run.stop().await
 }
 

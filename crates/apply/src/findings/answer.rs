@@ -253,6 +253,9 @@ mod tests {
         assert!(text.contains("email=null, id=0 \n") && text.ends_with("and 9 more\n"), "{text}");
         assert!(counted(Some(0)).text().starts_with("none     lost: none, as of 0/1\n"));
         assert!(counted(None).text().contains("not counted: no time"));
+        let mut long = counted(Some(1));
+        long.samples[0].insert("email".to_owned(), Value::from("ü".repeat(SHORT + 1)));
+        assert!(long.text().contains(&format!("email={}…, id=0", "ü".repeat(SHORT))), "{}", long.text());
     }
 
     #[test]
