@@ -136,13 +136,15 @@ async fn what_is_streamed_alone_stores_nothing_besides() -> Result<()> {
     };
     let ignore = "ignore = [\"public.tmp_*\", \"public.orders\", \"public.country\"]";
     let plan = |more: &str| world.plan().target_exists().top(ignore).section(&table(more));
-    for (says, why) in [
-        ("when_missing = \"keep\"", "sales.person keeps rows that its query no longer gives (`when_missing`)"),
+    for (says, identity, why) in [
+        ("when_missing = \"keep\"", "FULL", "sales.person keeps rows that its query no longer gives (`when_missing`)"),
         (
             "on_conflict = { name = \"keep\" }",
+            "DEFAULT",
             "column name of sales.person depends on what was there before (`on_conflict`)",
         ),
     ] {
+        world.at_source(&format!("ALTER TABLE public.customer REPLICA IDENTITY {identity}"))?;
         let document = explained(&Crossfade::new(&plan(says))?, 0).await?;
         let person = of(&document, "sales.person")?;
         ensure!(person["way"] == "streamed" && person["mirrors"][0]["why"] == why, "{person:#}");
