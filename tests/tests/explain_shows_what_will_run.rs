@@ -90,6 +90,8 @@ async fn way_reason_statements_and_scans_of_each_table() -> Result<()> {
     ensure!(total["sources"] == serde_json::json!(["shop.public.customer", "shop.public.orders"]), "{total:#}");
     ensure!(total["reason"].as_str().is_some_and(|reason| reason.contains("join")), "{total:#}");
     ensure!(total["planned"] == false && total["missing"].as_array().is_some_and(|it| it.len() == 2), "{total:#}");
+    let why = person["mirrors"][0]["why"].as_str().unwrap_or_default();
+    ensure!(why == "sales.total is maintained: it has a join", "{person:#}");
     let untouched = world.at_target("SELECT count(*) FROM pg_namespace WHERE nspname = 'crossfade'")?;
     ensure!(untouched == "0", "explain has changed the target");
 
@@ -121,6 +123,61 @@ async fn way_reason_statements_and_scans_of_each_table() -> Result<()> {
     let whole = scans(of(&document, "sales.total")?).len();
     ensure!(whole > 0, "without an index on orders.customer_id all orders are read: {document:#}");
     run.stop().await
+}
+
+/// Read by streamed tables alone, a source table has no mirror: that is said, with the statements that run, before there is a copy and behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_streamed_alone_stores_nothing_besides() -> Result<()> {
+    let world = world()?;
+    let table = |more: &str| {
+        format!(
+            "[[table]]\ninto = \"sales.person\"\nkey = [\"id\"]\n{more}\nsql = \"SELECT id, name, md5(email) AS email FROM shop.public.customer\""
+        )
+    };
+    let ignore = "ignore = [\"public.tmp_*\", \"public.orders\", \"public.country\"]";
+    let plan = |more: &str| world.plan().target_exists().top(ignore).section(&table(more));
+    for (says, identity, why) in [
+        ("when_missing = \"keep\"", "FULL", "sales.person keeps rows that its query no longer gives (`when_missing`)"),
+        (
+            "on_conflict = { name = \"keep\" }",
+            "DEFAULT",
+            "column name of sales.person depends on what was there before (`on_conflict`)",
+        ),
+    ] {
+        world.at_source(&format!("ALTER TABLE public.customer REPLICA IDENTITY {identity}"))?;
+        let document = explained(&Crossfade::new(&plan(says))?, 0).await?;
+        let person = of(&document, "sales.person")?;
+        ensure!(person["way"] == "streamed" && person["mirrors"][0]["why"] == why, "{person:#}");
+    }
+    let masked = "[[table]]\nfrom = \"shop.public.customer\"\ninto = \"sales.person\"\ncolumns = [\"id\", \"name\", \"email\"]\nmask = { email = \"md5(email)\" }";
+    for (says, mirrors) in [("", 0), ("mask_in = \"rehearsals\"", 1)] {
+        let plan = world.plan().target_exists().top(ignore).section(&format!("{masked}\n{says}"));
+        let document = explained(&Crossfade::new(&plan)?, 0).await?;
+        let person = of(&document, "sales.person")?;
+        let why = person["mirrors"].as_array().context("mirrors")?;
+        ensure!(why.len() == mirrors && why.iter().all(|one| one.to_string().contains("`mask_in`")), "{person:#}");
+    }
+    let crossfade = Crossfade::new(&plan(""))?;
+    let text = crossfade.run(&["explain"]).await?;
+    exit(&text, 0)?;
+    let says = |part: &str| ensure_part(&text.stdout, part);
+    says("stores     nothing besides these rows")?;
+    says("every statement finds its rows by an index")?;
+    says("-- take away rows that are gone in shop.public.customer")?;
+    says("UPDATE \"sales\".\"person\" AS t SET \"name\" = q.\"name\", \"email\" = q.\"email\"")?;
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
+    let again = crossfade.run(&["explain"]).await?;
+    ensure!(again.stdout == text.stdout, "{}", again.stdout);
+    let emails = |table: &str| format!("SELECT string_agg({table}, ' ' ORDER BY id)");
+    let want = world.at_source(&format!("{} FROM public.customer", emails("md5(email)")))?;
+    ensure!(world.at_target(&format!("{} FROM sales.person", emails("email")))? == want, "masked emails differ");
+    run.stop().await
+}
+
+fn ensure_part(text: &str, part: &str) -> Result<()> {
+    ensure!(text.contains(part), "{part:?} expected: {text}");
+    Ok(())
 }
 
 /// Line and character of `part` in the plan, as `explain` tells them.
@@ -159,7 +216,7 @@ key = ["id"]
 sql = 'SELECT id FROM shop.public.tmp_1'
 "#;
     // A result that only Postgres can refuse.
-    world.at_target("CREATE TABLE sales.first (id integer PRIMARY KEY, at date, name text)")?;
+    world.at_target("CREATE TABLE sales.first (id integer PRIMARY KEY, at date, name text); CREATE TABLE sales.made (id integer PRIMARY KEY, total numeric)")?;
     let postgres = r#"
 [[table]]
 into = "sales.first"
@@ -169,6 +226,12 @@ sql = 'SELECT id, jsonb_build_object(name, 1) AS at, name FROM shop.public.custo
 into = "sales.person"
 key = ["id"]
 sql = "SELECT o.id, c.name || shop.public.nothing.x AS name, c.email FROM shop.public.orders o JOIN shop.public.customer c ON c.id = o.customer_id"
+[[table]]
+into = "sales.made"
+from = "shop.public.orders"
+columns = ["id", "total"]
+mask = { total = "made_at" }
+mask_in = "rehearsals"
 "#;
     let crossfade = Crossfade::new(&plan(&world).section(wrong))?;
     let document = explained(&crossfade, 2).await?;
@@ -195,6 +258,7 @@ sql = "SELECT o.id, c.name || shop.public.nothing.x AS name, c.email FROM shop.p
     let document = explained(&crossfade, 2).await?;
     let refused = document.to_string();
     ensure!(refused.contains("expression is of type jsonb") && refused.contains("nothing"), "{document:#}");
+    ensure!(refused.contains("masked, as rehearsals have it: "), "{document:#}");
     // Nothing begins with such a plan.
     let survey = crossfade.run(&["survey", "--json"]).await?;
     exit(&survey, 1)?;

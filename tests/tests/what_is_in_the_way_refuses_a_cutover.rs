@@ -238,6 +238,35 @@ async fn a_role_that_may_not_do_what_is_wanted_of_it() -> Result<()> {
     run.stop().await
 }
 
+/// A rollback closes the target as a cutover closes the source. That it could not is said before there is anything to roll back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_could_not_close_the_target_in_a_rollback() -> Result<()> {
+    let world = World::with_nats()?;
+    world.at_source(SCHEMA)?;
+    world.target.psql(
+        "postgres",
+        "CREATE ROLE mover LOGIN REPLICATION; ALTER DATABASE app OWNER TO mover; GRANT pg_read_all_stats TO mover",
+    )?;
+    world.at_target(
+        "GRANT SET ON PARAMETER session_replication_role TO mover;
+         GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), pg_replication_origin_oid(text), pg_replication_origin_drop(text),
+           pg_replication_origin_session_setup(text) TO mover;
+         SET ROLE mover; CREATE TABLE a (id bigserial PRIMARY KEY, v text); CREATE TABLE b (id integer PRIMARY KEY, v text)",
+    )?;
+    let plan = crossfade_tests::PlanFile::new("shop", &world.source_url(), &world.target.url_as("mover", "app"));
+    let plan = plan.log(&world.nats.as_ref().map(Nats::url).unwrap_or_default()).target_exists();
+    let crossfade = Crossfade::new(&plan.section("[cutover.fence]\nread_only = true"))?;
+    let mut run = following(&crossfade).await?;
+    captured(&world).await?;
+    verified(&crossfade).await?;
+    let grant = "GRANT pg_signal_backend TO \"mover\"";
+    refused(&crossfade, &["cutover", "--dry-run"], "way_back", &["the target", "end the sessions of others", grant])
+        .await?;
+    world.target.psql("postgres", grant)?;
+    possible(&crossfade, &["cutover", "--dry-run"]).await?;
+    run.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_table_without_room() -> Result<()> {
     let source = Cluster::build().set("max_connections", "40").start()?;

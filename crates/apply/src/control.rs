@@ -47,7 +47,7 @@ pub(crate) async fn follow(
         let (mut taken, mut again) = (Seq::ZERO, None);
         for (seq, record) in records {
             taken = seq;
-            again = take(&job, &session, &source, record).await?;
+            again = take(&job, &session, &source, record, seq > end).await?;
             if again.is_some() {
                 break;
             }
@@ -175,8 +175,14 @@ async fn last_begin(
     }
 }
 
-/// Takes a record in. Where that makes copies void, says why everything has to start again.
-async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Result<Option<String>, ApplyError> {
+/// Takes a record in, `live` or of what was there when this began. Where that makes copies void, says why everything has to start again.
+async fn take(
+    job: &Job,
+    session: &Session,
+    source: &str,
+    record: Record,
+    live: bool,
+) -> Result<Option<String>, ApplyError> {
     if is_late(session, source, &record).await? {
         return Ok(None);
     }
@@ -199,7 +205,7 @@ async fn take(job: &Job, session: &Session, source: &str, record: Record) -> Res
                 schema::create(session, source, schema.items).await?;
             }
         }
-        Record::TableBegin(begin) => table_begin(job, session, source, begin).await?,
+        Record::TableBegin(begin) => table_begin(job, session, source, begin, live).await?,
         Record::ChunkLogged(logged) => {
             session
                 .execute(
@@ -271,7 +277,13 @@ async fn is_late(session: &Session, source: &str, record: &Record) -> Result<boo
 
 /// Before the tail runs an epoch begins at once. Afterwards it begins when the tail reaches its marker: what the tail still
 /// applies to the old rows would be lost with them. To a table whose copy is void it applies nothing.
-async fn table_begin(job: &Job, session: &Session, source: &str, begin: TableBegin) -> Result<(), ApplyError> {
+async fn table_begin(
+    job: &Job,
+    session: &Session,
+    source: &str,
+    begin: TableBegin,
+    live: bool,
+) -> Result<(), ApplyError> {
     let started: bool = session
         .query_one("SELECT started FROM crossfade.checkpoint WHERE source = $1::text FOR UPDATE", &[&source])
         .await?
@@ -279,7 +291,7 @@ async fn table_begin(job: &Job, session: &Session, source: &str, begin: TableBeg
     unjoin(session, source).await?;
     let void = tables::announce(session, &job.plan, source, begin.clone()).await?;
     if !started || void {
-        tables::begin(session, source, &begin.table).await?;
+        tables::begin(session, &job.plan, source, &begin.table, live).await?;
     }
     Ok(())
 }

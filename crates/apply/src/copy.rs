@@ -12,6 +12,8 @@ use model::{Code, Problem, Record, Seq, TableBegin, TableName, quote};
 use pg::Session;
 use tokio_util::sync::CancellationToken;
 
+use crate::derived::Chunks;
+use crate::derived::stored::is_shape;
 use crate::{ApplyError, CHANNEL, Job, schema, session, tables};
 
 /// Chunks of one transaction: its own cost is shared, 4 MiB at most are read again after a crash, and a few workers
@@ -34,6 +36,7 @@ pub(crate) async fn work(job: Arc<Job>, stop: CancellationToken) -> Result<(), A
     let mut news = pg::connect(&job.endpoint, "apply news").await?;
     news.batch_execute(&format!("LISTEN {CHANNEL}")).await?;
     let mut session: Option<Session> = None;
+    let mut through = Chunks::default();
     loop {
         if stop.is_cancelled() {
             return Ok(());
@@ -42,7 +45,7 @@ pub(crate) async fn work(job: Arc<Job>, stop: CancellationToken) -> Result<(), A
             Some(writer) => writer,
             none => none.insert(session::writer(&job, "apply copy").await?),
         };
-        if is_left(writer).await? && (claim(&job, writer).await? || schema::build_one(writer).await?) {
+        if is_left(writer).await? && (claim(&job, writer, &mut through).await? || schema::build_one(writer).await?) {
             continue;
         }
         tokio::select! {
@@ -62,7 +65,7 @@ async fn is_left(session: &Session) -> Result<bool, ApplyError> {
 }
 
 /// Copies some chunks, in one transaction with their lines in the ledger. Says whether there were any.
-async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
+async fn claim(job: &Job, session: &Session, through: &mut Chunks) -> Result<bool, ApplyError> {
     session.batch_execute("BEGIN").await?;
     let rows = session
         .query(
@@ -85,20 +88,26 @@ async fn claim(job: &Job, session: &Session) -> Result<bool, ApplyError> {
             chunks.push(Claim { chunk: row.get(4), seq: Seq(row.get::<_, i64>(5) as u64) });
         }
     }
-    if let Some((epoch, chunks)) = &claimed {
-        copy(job, session, epoch, chunks).await?;
+    if let Some((epoch, chunks)) = &claimed
+        && !copy(job, session, through, epoch, chunks).await?
+    {
+        // Who has the lease says what is to be done.
+        session.batch_execute("ROLLBACK").await?;
+        return Ok(false);
     }
     session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
     model::failpoint!("ledger_committed");
     Ok(true)
 }
 
+/// Says whether this process may: not if the copy has begun under a plan that says something else.
 async fn copy(
     job: &Job,
     session: &Session,
+    through: &mut Chunks,
     (source, table, epoch): &Epoch,
     chunks: &[Claim],
-) -> Result<(), ApplyError> {
+) -> Result<bool, ApplyError> {
     // Held to the end of the transaction: a new epoch (FOR UPDATE) waits for it, and finds the rows to empty. Not more than KEY SHARE:
     // noting that the copy is complete in the log need not wait.
     session
@@ -115,8 +124,8 @@ async fn copy(
             &[source, &table.schema, &table.name, epoch],
         )
         .await?;
-    let Some(row) = row else { return Ok(()) };
-    let Record::TableBegin(begin) = tables::decode(row.get(0))? else { return Ok(()) };
+    let Some(row) = row else { return Ok(true) };
+    let Record::TableBegin(begin) = tables::decode(row.get(0))? else { return Ok(true) };
     let into = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let stream = job.stream(source, StreamKind::Chunks);
     let data =
@@ -131,7 +140,11 @@ async fn copy(
             ))),
         }))
         .await?;
-    write(session, &begin, &into, data).await?;
+    if !is_shape(&into) {
+        write(session, &begin, &into, data).await?;
+    } else if !through.write(session, &job.plan, source, &begin, &into, data).await? {
+        return Ok(false);
+    }
     model::failpoint!("chunk_copied");
     let done: Vec<i64> = chunks.iter().map(|claim| claim.chunk).collect();
     session
@@ -142,7 +155,7 @@ async fn copy(
         )
         .await?;
     model::failpoint!("ledger_written");
-    Ok(())
+    Ok(true)
 }
 
 async fn write(session: &Session, begin: &TableBegin, into: &TableName, data: Vec<Bytes>) -> Result<(), ApplyError> {

@@ -31,6 +31,7 @@ mod tables;
 mod tail;
 
 pub use back::{BackFrom, Quiet, applied, back_begins, back_prepare, back_tables, bar, forward_again, is_barred, loud};
+pub use derived::stored::is_shape;
 pub use derived::{
     All, CompileError, Derived, Explained, Filled, Look, Statement, compile_all, derived, explain, unfilled,
 };

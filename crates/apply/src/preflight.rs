@@ -7,7 +7,7 @@ mod derived;
 mod schema;
 mod tables;
 
-use model::{Code, Finding, quote};
+use model::{Code, Finding, Problem, Severity, quote};
 use pg::Session;
 use pg::catalog::Table;
 use plan::{Plan, SchemaMode};
@@ -17,7 +17,7 @@ use crate::{ApplyError, state};
 /// `crossfade` is tested from here on, as with sources.
 const OLDEST: u32 = 140_000;
 
-/// Sessions of an apply process besides its copy workers' two each: tail, news, catalog, heartbeat, control, schema.
+/// Sessions of an apply process besides its copy workers' two each: tail, news, catalog, heartbeat, control, schema, findings and who looks whom they keep waiting.
 const SESSIONS: i64 = 8;
 
 /// How far this plan has got in the target.
@@ -198,4 +198,39 @@ pub async fn preflight_source(plan: &Plan, session: &Session, needed: Needed<'_>
     };
     findings.sort_by_key(|finding| finding.severity);
     Ok(findings)
+}
+
+/// What keeps it from beginning: the first blocker; of rights that are missing all at once, so that nobody has to come back for the next one.
+pub(crate) fn refusal(findings: Vec<Finding>) -> Option<Problem> {
+    let blockers = findings.into_iter().filter(|finding| finding.severity == Severity::Blocker);
+    let mut problems = blockers.map(|finding| finding.problem);
+    let first = problems.next()?;
+    if first.code != Code::PrivilegeMissing {
+        return Some(first);
+    }
+    let rights = problems.filter(|problem| problem.code == Code::PrivilegeMissing);
+    Some(rights.fold(first, |all, one| Problem {
+        why: format!("{}; {}", all.why, one.why),
+        next: format!("{} {}", all.next, one.next),
+        ..all
+    }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_rights_that_are_missing_are_told_at_once() {
+        let blocker = |code, why: &str, next: &str| Finding::blocker(code, "the target", why, next);
+        let warning = Finding::warning(Code::PrivilegeMissing, "the target", "w", "W;");
+        let one = blocker(Code::PrivilegeMissing, "a", "GRANT A;");
+        let other = blocker(Code::PrivilegeMissing, "b", "GRANT B;");
+        let full = blocker(Code::TargetNotEmpty, "c", "C");
+        let refused = refusal(vec![warning.clone(), one.clone(), full.clone(), other]).unwrap();
+        assert_eq!((refused.why.as_str(), refused.next.as_str()), ("a; b", "GRANT A; GRANT B;"));
+        assert_eq!(refusal(vec![full, one]).unwrap().why, "c");
+        assert_eq!(refusal(vec![warning]), None);
+    }
 }

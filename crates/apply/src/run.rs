@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::error::panicked;
 use crate::tail::CutOff;
 use crate::{
-    ApplyError, control, copy, findings, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
+    ApplyError, control, copy, derived, findings, lease, preflight, recopy, rogue, schema, session, state, tables, tail,
 };
 
 /// What apply needs.
@@ -112,10 +112,8 @@ async fn attempt(
     let Some(headers) = headers(job, &session, stop).await? else { return Ok(()) };
     check_target(&headers, &pg::catalog::identity(&session).await?)?;
     if !state::exists(&session).await? {
-        let blocker =
-            preflight(&job.plan, &session).await?.into_iter().find(|f| f.severity == model::Severity::Blocker);
-        if let Some(blocker) = blocker {
-            return Err(blocker.problem.into());
+        if let Some(problem) = preflight::refusal(preflight(&job.plan, &session).await?) {
+            return Err(problem.into());
         }
     }
     state::open(&session, &headers, job.plan.is_back()).await?;
@@ -281,6 +279,7 @@ async fn lead(
             stop.cancelled().await;
             return Ok(());
         }
+        derived::look(&session, lease, &job.plan).await?;
         tail::run(&job, &session, lease, &stop).await
     };
     let result = tokio::select! {

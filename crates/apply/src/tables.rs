@@ -7,6 +7,7 @@ use tracing::warn;
 
 use crate::ApplyError;
 use crate::derived::home;
+use crate::derived::stored::{Planner, Stored, is_shape};
 
 /// Notes that a table's copy has begun in the log. Says whether the one before is void.
 pub(crate) async fn announce(
@@ -15,8 +16,12 @@ pub(crate) async fn announce(
     source: &str,
     begin: TableBegin,
 ) -> Result<bool, ApplyError> {
-    let mirrored = home::is_mirrored(plan, source, &begin);
-    let into = if mirrored { home::mirror(session, source, &begin).await? } else { into(session, &begin).await? };
+    let stored = Planner::new(session, plan).await?.stored(source, &begin).await?;
+    let into = match &stored {
+        Stored::AsIs => into(session, &begin).await?,
+        Stored::Mirror(_) => home::mirror(session, source, &begin, true).await?,
+        Stored::Results(_) | Stored::Nothing(_) => home::mirror(session, source, &begin, false).await?,
+    };
     let (schema, name, epoch) = (begin.table.schema.clone(), begin.table.name.clone(), begin.epoch as i32);
     let (rows, bytes) = (begin.rows_estimated, begin.bytes_estimated);
     let encoded = Record::TableBegin(begin).encode();
@@ -34,7 +39,7 @@ pub(crate) async fn announce(
         )
         .await?;
     // Nobody but crossfade knows of its mirrors.
-    if !mirrored {
+    if matches!(stored, Stored::AsIs) {
         enclose(session, &[into]).await?;
     }
     model::failpoint!("epoch_announced");
@@ -90,8 +95,15 @@ async fn into(session: &Session, begin: &TableBegin) -> Result<TableName, ApplyE
     .into())
 }
 
-/// Begins the announced epoch of a table: from now on chunks of earlier ones are void, and their rows are gone.
-pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) -> Result<(), ApplyError> {
+/// Begins the announced epoch of a table: from now on chunks of earlier ones are void, and their rows are gone. What the plan has against an epoch that is not
+/// `live` is no error: a later one may have taken its place, and if none has, that is found once it is known which copies count.
+pub(crate) async fn begin(
+    session: &Session,
+    plan: &Plan,
+    source: &str,
+    table: &TableName,
+    live: bool,
+) -> Result<(), ApplyError> {
     // Waits for chunks of the old epoch that are being written: they lock this row.
     let row = session
         .query_opt(
@@ -104,12 +116,29 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
         .await?;
     model::failpoint!("epoch_begun");
     let Some(row) = row else { return Ok(()) };
-    let (before, into) = (row.get::<_, i32>(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)));
+    let (before, mut into) = (row.get::<_, i32>(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)));
     let Record::TableBegin(begin) = decode(row.get::<_, &[u8]>(3))? else { return Ok(()) };
     let origin = home::origin(source, &begin).to_string();
     // Of a partition that joins later, too: its first copy brings rows that no change tells of.
     home::unfill(session, &[origin], &format!("table {table} of source {source:?} is copied")).await?;
+    if is_shape(&into) {
+        match Planner::new(session, plan).await?.stored(source, &begin).await? {
+            Stored::Results(streams) => home::stream(session, source, &begin, &streams).await?,
+            // The plan is another one than when it was announced. Nothing is there yet that would be in the wrong place.
+            Stored::Mirror(_) => into = mirrored_after_all(session, source, &begin).await?,
+            Stored::AsIs if live => return Err(home::elsewhere(source, &begin, true)),
+            Stored::Nothing(error) if live => return Err(error),
+            Stored::AsIs | Stored::Nothing(_) => {}
+        }
+    }
+    let unstored = is_shape(&into);
     if before == 0 {
+        return Ok(());
+    }
+    home::sweep(session).await?;
+    if unstored {
+        home::reshape(session, source, &into, &begin).await?;
+        model::failpoint!("epoch_emptied");
         return Ok(());
     }
     let only = pg::catalog::only(session, &into).await?;
@@ -132,6 +161,18 @@ pub(crate) async fn begin(session: &Session, source: &str, table: &TableName) ->
     }
     model::failpoint!("epoch_emptied");
     Ok(())
+}
+
+/// Leads a table of which nothing is stored into a mirror.
+async fn mirrored_after_all(session: &Session, source: &str, begin: &TableBegin) -> Result<TableName, ApplyError> {
+    let mirror = home::mirror(session, source, begin, true).await?;
+    session
+        .execute(
+            "UPDATE crossfade.tables SET into_schema = $4::text, into_name = $5::text WHERE source = $1::text AND schema = $2::text AND name = $3::text",
+            &[&source, &begin.table.schema, &begin.table.name, &mirror.schema, &mirror.name],
+        )
+        .await?;
+    Ok(mirror)
 }
 
 /// The log's `TableBegin`, as the state keeps it.

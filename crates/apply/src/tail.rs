@@ -3,7 +3,7 @@
 //! [`read`] follows the log and puts whole transactions together; [`gather`] folds them ([`fold`]) into steps per table ([`target`] knows the
 //! tables), while [`write`] writes the group before: set-wise ([`sets`]), or row by row where that meets a constraint, with the
 //! checkpoint in the same transaction. [`hold`] makes it stand still for who compares both sides, [`mend`] puts rows right. What derived tables
-//! need to know of a group, [`touched`] says.
+//! need to know of a group, [`touched`] says; for tables of which nothing is stored, what becomes of their rows is worked out in [`net`] and written by [`streamed`].
 
 mod checkpoint;
 mod copy_text;
@@ -11,8 +11,11 @@ mod fold;
 mod gather;
 mod hold;
 mod mend;
+mod net;
+mod prepared;
 mod read;
 mod sets;
+mod streamed;
 mod target;
 mod text_array;
 mod touched;
@@ -21,7 +24,9 @@ mod write;
 use std::sync::Arc;
 
 pub(crate) use mend::announce as announce_mend;
+pub(crate) use prepared::Prepared;
 pub use read::CutOff;
+pub(crate) use streamed::{Changed, statements};
 pub(crate) use touched::Touched;
 
 use pg::Session;

@@ -106,6 +106,10 @@ async fn way_back(job: &Job, target: &Session, found: &mut Vec<Refusal>) -> Resu
             Some(_) => {}
         }
     }
+    // A rollback closes the target as a cutover closes the source.
+    if job.verify.plan.cutover.fence.read_only {
+        bolts::lacks(target, "the target").await?.into_iter().for_each(&mut refuse);
+    }
     let session = pg::connect_read_only(endpoint, "cutover").await?;
     for finding in
         apply::preflight(&back, &session).await?.into_iter().filter(|finding| finding.severity == Severity::Blocker)
@@ -230,7 +234,7 @@ async fn enclosed(target: &Session, plan: &Plan, side: &str, found: &mut Vec<Ref
     Ok(())
 }
 
-/// Every table was found to be equal, as a whole, and not long ago.
+/// Every table was found to be equal, as a whole, and not long ago. Where nothing is stored of one, that is asked of the derived tables that are streamed from it.
 async fn verdicts(target: &Session, options: &Options, found: &mut Vec<Refusal>) -> Result<(), CutoverError> {
     let there = "SELECT to_regclass('crossfade.verdict') IS NOT NULL AND to_regclass('crossfade.tables') IS NOT NULL";
     if !target.query_one(there, &[]).await?.get::<_, bool>(0) {
@@ -240,7 +244,7 @@ async fn verdicts(target: &Session, options: &Options, found: &mut Vec<Refusal>)
     let rows = target
         .query(
             "SELECT format('%s.%s', t.into_schema, t.into_name), v.verdict, v.why, v.sample IS NOT NULL, extract(epoch FROM clock_timestamp() - v.at)::float8
-               FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables) t
+               FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables WHERE NOT (into_schema = 'crossfade' AND starts_with(into_name, 'shape '))) t
                LEFT JOIN crossfade.verdict v ON (v.source, v.schema, v.name) = (t.source, t.into_schema, t.into_name) ORDER BY 1",
             &[],
         )

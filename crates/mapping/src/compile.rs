@@ -41,7 +41,7 @@ pub struct Compiled {
 #[derive(Clone, Debug)]
 pub enum Way {
     /// From the changed rows alone.
-    Streamed(Streamed),
+    Streamed(Box<Streamed>),
     /// From mirrors.
     Maintained(Box<Maintained>),
 }
@@ -85,7 +85,7 @@ pub fn compile_with(
     let mut warnings = reading.warnings.clone();
     warnings.extend(warn::warnings(&subject));
     let way = match streamed::streamed(&subject) {
-        Ok(streamed) => Way::Streamed(streamed),
+        Ok(streamed) => Way::Streamed(Box::new(streamed)),
         Err(reason) => {
             let reason = match derived.parts.as_slice() {
                 [_] if derived.merge.is_empty() => reason,
@@ -309,5 +309,5 @@ pub(crate) fn at(
     why: impl Into<String>,
     next: impl Into<String>,
 ) -> Trouble {
-    Trouble { kind, at, what: what.into(), why: why.into(), next: next.into() }
+    Trouble { kind, at, table: None, what: what.into(), why: why.into(), next: next.into() }
 }

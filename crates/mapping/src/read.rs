@@ -84,6 +84,7 @@ fn not_select(sql: &Sql, why: &str) -> Trouble {
     Trouble {
         kind: TroubleKind::NotSelect,
         at: Place::of(sql, 0),
+        table: None,
         what: "the query".to_owned(),
         why: why.to_owned(),
         next: "write one SELECT, without a semicolon and another statement behind it".to_owned(),
@@ -105,6 +106,7 @@ fn syntax(sql: &Sql, how: ParserOptions, message: &str) -> Trouble {
     Trouble {
         kind: TroubleKind::Syntax,
         at: Place::of(sql, offset.unwrap_or(end)),
+        table: None,
         what: "the query".to_owned(),
         why: message.trim_start_matches("Invalid statement: ").to_owned(),
         next: "Postgres's own parser says so; try it in psql".to_owned(),
@@ -145,7 +147,7 @@ impl Reader<'_> {
         why: impl Into<String>,
         next: impl Into<String>,
     ) -> Trouble {
-        Trouble { kind, at: self.place(at), what: what.into(), why: why.into(), next: next.into() }
+        Trouble { kind, at: self.place(at), table: None, what: what.into(), why: why.into(), next: next.into() }
     }
 
     /// Refuses something that is not known to be handled.

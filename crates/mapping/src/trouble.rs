@@ -2,6 +2,8 @@ use std::fmt;
 
 use plan::Sql;
 
+use crate::catalog::SourceTable;
+
 /// Something about a derived table that a person has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
@@ -9,12 +11,50 @@ pub struct Trouble {
     pub kind: TroubleKind,
     /// Where in the plan, if at one place.
     pub at: Option<Place>,
+    /// The table that no source has, as the SQL names it; only of [`TroubleKind::UnknownTable`].
+    pub table: Option<Box<Named>>,
     /// The thing: a column, a function, a clause.
     pub what: String,
     /// What is wrong with it.
     pub why: String,
     /// What to write instead.
     pub next: String,
+}
+
+/// A table as a query names it: source and schema may be left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The source, if it is named.
+    pub source: Option<String>,
+    /// The schema, if it is named.
+    pub schema: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl Named {
+    /// Whether that table can be meant.
+    fn can_be(&self, table: &SourceTable) -> bool {
+        self.name == table.table.name
+            && self.schema.as_ref().is_none_or(|schema| *schema == table.table.schema)
+            && self.source.as_ref().is_none_or(|source| *source == table.source)
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in [&self.source, &self.schema].into_iter().flatten() {
+            write!(f, "{part}.")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+impl Trouble {
+    /// Whether it says that this table is not there, however the query names it.
+    pub fn misses(&self, table: &SourceTable) -> bool {
+        self.table.as_ref().is_some_and(|named| named.can_be(table))
+    }
 }
 
 impl fmt::Display for Trouble {

@@ -7,23 +7,37 @@ use crate::derived::{OnConflict, WhenMissing};
 
 /// The statement that inserts `rows` (a relation or subquery).
 pub(crate) fn insert(subject: &Subject<'_>, rows: &str) -> String {
-    let names = subject.names();
-    let columns = quote::idents(names.iter().map(String::as_str));
-    format!(
-        "INSERT INTO {} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {rows} AS r",
-        subject.derived.into.quoted()
-    )
+    format!("{}{rows} AS r", parts(subject).head)
 }
 
 /// The statement that inserts what is new of `rows` and updates what is different.
 pub(crate) fn upsert(subject: &Subject<'_>, rows: &str) -> String {
+    let Insert { head, conflict } = parts(subject);
+    format!("{head}{rows} AS r{conflict}")
+}
+
+/// Both in parts, for rows that are known later.
+#[derive(Clone, Debug)]
+pub(crate) struct Insert {
+    /// Stands before the rows.
+    pub head: String,
+    /// Stands behind them: what becomes of rows that are there already.
+    pub conflict: String,
+}
+
+/// The statement that inserts rows, in its parts.
+pub(crate) fn parts(subject: &Subject<'_>) -> Insert {
     let derived = subject.derived;
     let names = subject.names();
-    let mut sql = insert(subject, rows);
+    let columns = quote::idents(names.iter().map(String::as_str));
+    let head = format!(
+        "INSERT INTO {} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM ",
+        derived.into.quoted()
+    );
     if derived.key.is_empty() {
-        return sql;
+        return Insert { head, conflict: String::new() };
     }
-    sql += &format!(" ON CONFLICT ({})", quote::idents(derived.key.iter().map(String::as_str)));
+    let mut sql = format!(" ON CONFLICT ({})", quote::idents(derived.key.iter().map(String::as_str)));
     let (mut set, mut old, mut new) = (Vec::new(), Vec::new(), Vec::new());
     for name in &names {
         let fixed = subject.catalog.target.columns.iter().any(|column| column.name == *name && column.identity_always);
@@ -46,7 +60,7 @@ pub(crate) fn upsert(subject: &Subject<'_>, rows: &str) -> String {
         let (set, old, new) = (set.join(", "), old.join(", "), new.join(", "));
         sql += &format!(" DO UPDATE SET {set} WHERE ROW({old}) IS DISTINCT FROM ROW({new})");
     }
-    sql
+    Insert { head, conflict: sql }
 }
 
 /// The condition that the columns of `one` and `other` are equal.

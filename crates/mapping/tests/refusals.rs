@@ -6,7 +6,7 @@ use crossfade_mapping::{
     TroubleKind, Usual, Volatility, Way, compile, question,
 };
 use model::TableName;
-use plan::{Cut, Part, Rows, Sql};
+use plan::{Cut, MaskIn, Part, Rows, Sql};
 
 /// `users(id, name, team)` and `teams(id, name, score)` of the source `shop`, and a target `public.t(id, v)`.
 fn catalog() -> Catalog {
@@ -220,6 +220,15 @@ fn of_parts(parts: &[&str], merge: &[&str]) -> Result<Compiled, Vec<Trouble>> {
 }
 
 fn users(columns: &[&str], filter: Option<&str>, masks: &[(&str, &str)]) -> Result<Compiled, Vec<Trouble>> {
+    users_in(MaskIn::Everywhere, columns, filter, masks)
+}
+
+fn users_in(
+    mask_in: MaskIn,
+    columns: &[&str],
+    filter: Option<&str>,
+    masks: &[(&str, &str)],
+) -> Result<Compiled, Vec<Trouble>> {
     let cut = Cut {
         source: "shop".to_owned(),
         table: TableName::new("public", "users"),
@@ -227,6 +236,7 @@ fn users(columns: &[&str], filter: Option<&str>, masks: &[(&str, &str)]) -> Resu
         columns: columns.iter().map(|&name| name.into()).collect(),
         filter: filter.map(Into::into),
         masks: masks.iter().map(|(name, mask)| ((*name).to_owned(), (*mask).into())).collect(),
+        mask_in,
     };
     let mut catalog = catalog();
     catalog.target.columns[1].name = "name".to_owned();
@@ -320,6 +330,22 @@ fn a_table_in_part_has_its_own_key_and_is_refused_where_it_does_not_fit() {
 }
 
 #[test]
+fn a_mask_for_rehearsals_holds_in_them_alone_and_has_to_be_right_before() {
+    let of =
+        |is_one: bool, mask: &str| users_in(MaskIn::Rehearsals { is_one }, &["id", "name"], None, &[("name", mask)]);
+    let mask = "(SELECT max(t.name) FROM teams t WHERE t.id = team)";
+    let (run, rehearsal) = (of(false, mask).unwrap(), of(true, mask).unwrap());
+    assert!(!run.oracle.over_sources.contains("teams"), "{}", run.oracle.over_sources);
+    assert!(rehearsal.oracle.over_sources.contains("teams"), "{}", rehearsal.oracle.over_sources);
+    assert!(matches!((&run.way, &rehearsal.way), (Way::Streamed(_), Way::Maintained(_))));
+    // What rehearsals read is captured and carried for them.
+    assert_eq!((run.sources.len(), &run.sources), (2, &rehearsal.sources));
+    for is_one in [false, true] {
+        assert_eq!(of(is_one, "random()::text").expect_err("random").remove(0).kind, TroubleKind::Volatile);
+    }
+}
+
+#[test]
 fn a_question_is_asked_over_mirrors_and_needs_no_key() {
     let sql = "SELECT u.name, count(*) FROM shop.public.users u WHERE NOT EXISTS (SELECT FROM teams t WHERE t.id = u.team) GROUP BY u.name ORDER BY 1 LIMIT 3";
     let question = question(&sql.into(), &catalog(), &Usual).unwrap();
@@ -328,6 +354,23 @@ fn a_question_is_asked_over_mirrors_and_needs_no_key() {
     assert_eq!(sources, ["shop.public.teams", "shop.public.users"]);
     assert!(question.sql.contains("\"crossfade\".\"mirror shop.public.users\""), "{}", question.sql);
     assert!(question.sql.contains("FETCH FIRST (3) ROWS ONLY"), "{}", question.sql);
+}
+
+#[test]
+fn a_table_that_is_missed_is_known_however_it_is_named() {
+    let missed = |sql: &str| question(&sql.into(), &catalog(), &Usual).unwrap_err();
+    let orders = SourceTable::new("shop", TableName::new("public", "orders"));
+    for sql in ["SELECT 1 FROM orders", "SELECT 1 FROM public.orders", "SELECT 1 FROM shop.public.orders o"] {
+        assert!(missed(sql).misses(&orders), "{sql}");
+    }
+    for sql in [
+        "SELECT 1 FROM old.orders",
+        "SELECT 1 FROM other.public.orders",
+        "SELECT 1 FROM order_s",
+        "SELECT orders.id FROM users",
+    ] {
+        assert!(!missed(sql).misses(&orders), "{sql}");
+    }
 }
 
 #[test]

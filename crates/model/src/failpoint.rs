@@ -289,6 +289,12 @@ names! {
     "derived_undone",
     /// A derived table is made anew as a whole, in an open transaction.
     "made_whole",
+    /// Changed rows of a table of which nothing is stored are written to one that is streamed from it, in an open transaction.
+    "streamed_written",
+    /// What was written to such a table is undone, to be written in another order.
+    "streamed_undone",
+    /// Its rows of an earlier copy are gone, in an open transaction.
+    "streamed_emptied",
 }
 
 /// Arms what the environment variable `FAILPOINTS` names.

@@ -31,7 +31,7 @@ pub struct Column {
     pub type_name: String,
     /// Whether it is NOT NULL.
     pub not_null: bool,
-    /// Whether its values can be stored out of line.
+    /// Whether its values can be stored out of line, by its type: what is SET STORAGE since then leaves those that are there where they are.
     pub toastable: bool,
 }
 
@@ -67,8 +67,8 @@ SELECT n.nspname::text, c.relname::text,
        SELECT array_agg(att.attname::text ORDER BY att.attnum) AS names,
               array_agg(format_type(att.atttypid, NULL) ORDER BY att.attnum) AS types,
               array_agg(att.attnotnull ORDER BY att.attnum) AS not_null,
-              array_agg(att.attstorage <> 'p' ORDER BY att.attnum) AS toastable
-         FROM pg_attribute att
+              array_agg(ty.typstorage <> 'p' ORDER BY att.attnum) AS toastable
+         FROM pg_attribute att JOIN pg_type ty ON ty.oid = att.atttypid
         WHERE att.attrelid = c.oid AND att.attnum > 0 AND NOT att.attisdropped AND att.attgenerated = '') a ON a.names IS NOT NULL
   LEFT JOIN LATERAL (
        SELECT bool_and(leaf.relreplident = 'f') FILTER (WHERE t.isleaf) AS whole, bool_or(by.partstrat = 'h') AS hashed

@@ -67,7 +67,7 @@ BEGIN
         MESSAGE = format('crossfade: %I.%I takes no writes now', TG_TABLE_SCHEMA, TG_TABLE_NAME),
         DETAIL = coalesce(fence.why, 'The fence of this database has lost its state.'),
         HINT = CASE WHEN fence.deadline > clock_timestamp()
-                    THEN format('It is decided within %s s: try again then.', ceil(extract(epoch FROM fence.deadline - clock_timestamp())))
+                    THEN format('If it is not decided yet, it will be within %s s: try again then.', ceil(extract(epoch FROM fence.deadline - clock_timestamp())))
                     ELSE 'crossfade status shows how it stands.' END;
 END $$;
 REVOKE ALL ON FUNCTION crossfade.refuse_write() FROM PUBLIC;

@@ -58,6 +58,30 @@ pub struct Cut {
     pub filter: Option<Sql>,
     /// Columns by name, with the expression that takes the place of their values.
     pub masks: Vec<(String, Sql)>,
+    /// Where the masks hold.
+    pub mask_in: MaskIn,
+}
+
+/// Where masks hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskIn {
+    /// Wherever the plan leads.
+    Everywhere,
+    /// In rehearsals alone.
+    Rehearsals {
+        /// Whether the plan is that of one.
+        is_one: bool,
+    },
+}
+
+impl MaskIn {
+    /// Whether they hold in this plan.
+    pub fn holds(self) -> bool {
+        match self {
+            MaskIn::Everywhere => true,
+            MaskIn::Rehearsals { is_one } => is_one,
+        }
+    }
 }
 
 impl Derived {
@@ -87,6 +111,23 @@ impl Derived {
         self.affected_by.iter().find(|said| said.source == source && said.table == *table)
     }
 
+    /// The same as a rehearsal has it, where that is something else: there are masks that hold in rehearsals alone.
+    pub fn rehearsal(&self) -> Option<Derived> {
+        let mut rehearsed = self.clone();
+        for part in &mut rehearsed.parts {
+            if let Rows::Cut(Cut { mask_in: MaskIn::Rehearsals { is_one }, .. }) = &mut part.rows {
+                *is_one = true;
+            }
+        }
+        (rehearsed != *self).then_some(rehearsed)
+    }
+
+    /// Whether masks of it hold in rehearsals alone.
+    pub fn is_masked_in_rehearsals(&self) -> bool {
+        let of_part = |part: &Part| matches!(&part.rows, Rows::Cut(Cut { mask_in: MaskIn::Rehearsals { .. }, .. }));
+        self.parts.iter().any(of_part)
+    }
+
     /// Line and character of the file where what gives its rows begins.
     pub fn place(&self) -> (usize, usize) {
         self.parts.first().map_or((self.line, 1), |part| part.sql().place(0))
@@ -108,7 +149,9 @@ impl Part {
         let mut text = format!("from {}.{}", cut.source, cut.table);
         cut.columns.iter().for_each(|column| text += &format!("\u{1e}{}", column.text));
         cut.filter.iter().for_each(|filter| text += &format!("\u{1e}where {}", filter.text));
-        cut.masks.iter().for_each(|(column, mask)| text += &format!("\u{1e}{column}={}", mask.text));
+        if cut.mask_in.holds() {
+            cut.masks.iter().for_each(|(column, mask)| text += &format!("\u{1e}{column}={}", mask.text));
+        }
         text
     }
 }

@@ -22,7 +22,7 @@ mod stages;
 mod written;
 
 pub use check::{is_flag, is_flag_value};
-pub use derived::{AffectedBy, Cut, Derived, OnConflict, Part, Rows, Sql, WhenMissing};
+pub use derived::{AffectedBy, Cut, Derived, MaskIn, OnConflict, Part, Rows, Sql, WhenMissing};
 pub use direction::{Direction, back_name, is_side_of, origins, source_side, target_side};
 pub use finding::Finding;
 pub use patterns::Patterns;

@@ -326,6 +326,18 @@ impl Plan {
         check::check(text, path, env)
     }
 
+    /// The same for a rehearsal into that database: masks that are for rehearsals alone hold.
+    pub fn rehearsal(&self, into: Secret) -> Plan {
+        let mut plan = self.clone();
+        plan.target.url = into;
+        for derived in &mut plan.derived {
+            if let Some(rehearsed) = derived.rehearsal() {
+                *derived = rehearsed;
+            }
+        }
+        plan
+    }
+
     /// The source of that name.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.sources.iter().find(|source| source.name == name)

@@ -89,7 +89,7 @@ async fn read(session: &Session, plan: &Plan) -> Result<Result<TargetNow, Other>
         .await?;
     let (all_logged, joined, building): (bool, bool, bool) = (facts.get(0), facts.get(1), facts.get(2));
     let in_target = tables.iter().all(|table| !matches!(table.state, TableState::Waiting | TableState::Copying));
-    let filled = filled(session, plan).await?;
+    let filled = apply::unfilled(session, plan).await?.is_empty();
     let phase = match (all_logged && in_target, joined && !building && filled) {
         (false, _) => Phase::Copying,
         (true, false) => Phase::Joining,
@@ -106,27 +106,9 @@ async fn read(session: &Session, plan: &Plan) -> Result<Result<TargetNow, Other>
         rogue: rogue(session).await?,
         barred: barred(session).await?,
         open: open(session, &plan.target_side()).await?,
-        verify: Some(verdicts::read(session).await?),
+        verify: Some(verdicts::read(session, plan).await?),
         findings: apply::answers(session, plan).await?,
     }))
-}
-
-/// Whether all derived tables of the plan are filled.
-async fn filled(session: &Session, plan: &Plan) -> Result<bool, PgError> {
-    if plan.derived.is_empty() {
-        return Ok(true);
-    }
-    // A target whose state is of an older version does not have it.
-    let there = "SELECT to_regclass('crossfade.derived') IS NOT NULL";
-    if !session.query_one(there, &[]).await?.get::<_, bool>(0) {
-        return Ok(false);
-    }
-    let rows = session.query("SELECT into_schema, into_name FROM crossfade.derived WHERE filled", &[]).await?;
-    let filled = |derived: &plan::Derived| {
-        let into = &derived.into;
-        rows.iter().any(|row| row.get::<_, &str>(0) == into.schema && row.get::<_, &str>(1) == into.name)
-    };
-    Ok(plan.derived.iter().all(filled))
 }
 
 async fn barred(session: &Session) -> Result<bool, PgError> {

@@ -2,13 +2,15 @@
 
 use model::TableName;
 use pg::{PgError, Session};
+use plan::Plan;
 
 use crate::model::{NotEqual, Oldest, Unfinished, Verified};
 
 /// Who runs a comparison holds an advisory lock of this kind; the same number as in `verify/state.rs`.
 const RUNNING: i64 = 0x63_66_76_72;
 
-/// Each table with its last verdict. One on an earlier copy says nothing of this one, unless it said nothing anyway.
+/// Each table with its last verdict; nothing is compared with a relation that only has a table's columns. One on an earlier copy says nothing of this one, unless it said nothing anyway;
+/// nor does one on a derived table that was filled again since. `$1` to `$3` are the plan's derived tables: schema, name, and when each was filled.
 const VERDICTS: &str = "
     SELECT coalesce(v.source, c.source), coalesce(v.schema, c.schema), coalesce(v.name, c.name),
            CASE WHEN v.verdict = 'inconclusive' OR v.copies = c.copies THEN v.verdict END, v.why, v.sample IS NOT NULL, v.lsn::text,
@@ -16,11 +18,18 @@ const VERDICTS: &str = "
       FROM crossfade.verdict v
       FULL JOIN (SELECT source, into_schema AS schema, into_name AS name,
                         (SELECT nonce FROM crossfade.plan) || string_agg(format(' %s.%s %s', t.schema, t.name, epoch), ',' ORDER BY t.schema, t.name) AS copies
-                   FROM crossfade.tables t GROUP BY 1, 2, 3) c USING (source, schema, name)
+                   FROM crossfade.tables t WHERE NOT (t.into_schema = 'crossfade' AND starts_with(t.into_name, 'shape ')) GROUP BY 1, 2, 3
+                 UNION ALL
+                 SELECT '', d.schema, d.name, d.filled_at FROM unnest($1::text[], $2::text[], $3::text[]) AS d(schema, name, filled_at)) c USING (source, schema, name)
      WHERE c.copies IS NOT NULL OR v.verdict = 'inconclusive'
      ORDER BY 1, 2, 3";
 
-const TABLES: &str = "SELECT count(*) FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables) t";
+/// As a verdict names what it was given on.
+const FILLED: &str =
+    "SELECT into_schema, into_name, filled_at::text FROM crossfade.derived WHERE filled AND filled_at IS NOT NULL";
+
+const TABLES: &str = "SELECT count(*) FROM (SELECT DISTINCT source, into_schema, into_name FROM crossfade.tables
+                        WHERE NOT (into_schema = 'crossfade' AND starts_with(into_name, 'shape '))) t";
 
 const UNFINISHED: &str = "
     SELECT v.id, to_char(v.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), v.recheck,
@@ -32,15 +41,29 @@ const UNFINISHED: &str = "
       FROM (SELECT * FROM crossfade.verify ORDER BY started_at DESC LIMIT 1) v WHERE v.ended_at IS NULL";
 
 /// Reads them, in a transaction that is open.
-pub(crate) async fn read(session: &Session) -> Result<Verified, PgError> {
+pub(crate) async fn read(session: &Session, plan: &Plan) -> Result<Verified, PgError> {
     let there =
-        "SELECT to_regclass('crossfade.verdict') IS NOT NULL AND to_regclass('crossfade.verify_part') IS NOT NULL";
+        "SELECT to_regclass('crossfade.verdict') IS NOT NULL AND to_regclass('crossfade.verify_part') IS NOT NULL,
+                        to_regclass('crossfade.derived') IS NOT NULL";
     let mut verified = Verified::default();
-    if !session.query_one(there, &[]).await?.get::<_, bool>(0) {
+    let there = session.query_one(there, &[]).await?;
+    if !there.get::<_, bool>(0) {
         let tables: i64 = session.query_one(TABLES, &[]).await?.get(0);
-        return Ok(Verified { unverified: tables.unsigned_abs(), ..verified });
+        return Ok(Verified { unverified: tables.unsigned_abs() + plan.derived.len() as u64, ..verified });
     }
-    for row in session.query(VERDICTS, &[]).await? {
+    let filled = match there.get(1) {
+        true => session.query(FILLED, &[]).await?,
+        // A state of an older version has no derived tables.
+        false => Vec::new(),
+    };
+    let (mut schemas, mut names, mut since) = (Vec::new(), Vec::new(), Vec::new());
+    for into in plan.derived.iter().map(|derived| &derived.into) {
+        let row = filled.iter().find(|row| row.get::<_, &str>(0) == into.schema && row.get::<_, &str>(1) == into.name);
+        schemas.push(into.schema.as_str());
+        names.push(into.name.as_str());
+        since.push(row.map_or("", |row| row.get(2)));
+    }
+    for row in session.query(VERDICTS, &[&schemas, &names, &since]).await? {
         let (verdict, sampled): (Option<String>, bool) = (row.get(3), row.get(5));
         let Some(verdict) = verdict else {
             verified.unverified += 1;

@@ -1,5 +1,5 @@
 //! Two queries that must give the same rows, each asked in a transaction that sees one instant. Sums of hashes are compared; where they differ both are read in the order of the hashes of
-//! their keys, some rows at a time, and only the rows that are shown are fetched whole.
+//! their keys, some rows at a time, and only the rows that are shown are fetched, all of them at once, and of long values the beginning.
 
 use std::cmp::Ordering;
 
@@ -7,6 +7,7 @@ use model::quote;
 use pg::Session;
 
 use crate::error::VerifyError;
+use crate::report::SHOWN_OF_A_VALUE;
 use crate::side::{Row, rows};
 use crate::sums::{Hash, Sum};
 
@@ -70,15 +71,12 @@ impl Queries<'_> {
         if !(any || self.more) {
             return Err(VerifyError::Again("sums differ and no rows do".to_owned()));
         }
-        for key in keys {
-            let (want, have) = (self.fetch(self.want, &key).await?, self.fetch(self.have, &key).await?);
-            let width = self.columns.len();
-            let times = |row: &Row| row.get(width).and_then(|times| times.as_deref()?.parse::<u64>().ok());
-            let only = |ours: &[Row], theirs: &[Row]| -> Vec<Row> {
-                let among = |row: &Row| theirs.iter().find(|other| other[..width] == row[..width]).and_then(times);
-                ours.iter().filter(|row| times(row) > among(row)).map(|row| row[..width].to_vec()).collect()
-            };
-            found.samples.push(Only { want: only(&want, &have), have: only(&have, &want) });
+        if keys.is_empty() {
+            return Ok(found);
+        }
+        let (want, have) = (self.fetch(self.want, &keys).await?, self.fetch(self.have, &keys).await?);
+        for key in &keys {
+            found.samples.push(Only { want: only(key, &want, &have), have: only(key, &have, &want) });
         }
         Ok(found)
     }
@@ -150,20 +148,62 @@ impl Queries<'_> {
         Ok(Cursor { session: of.session, name, lines: Vec::new().into_iter(), next: None, over: false })
     }
 
-    /// Different rows with this hash of their key, and how often there is each, as the last value.
-    async fn fetch(&self, of: Asked<'_>, key: &str) -> Result<Vec<Row>, VerifyError> {
-        let cells: Vec<String> = self.columns.iter().map(|name| format!("q.{}::text", quote::ident(name))).collect();
-        let places: Vec<String> = (1..=cells.len()).map(|place| place.to_string()).collect();
+    /// Different rows with these hashes of their keys, [`ALIKE`] of each at most, by one run of the query.
+    async fn fetch(&self, of: Asked<'_>, keys: &[String]) -> Result<Vec<Shown>, VerifyError> {
+        let cells: Vec<String> =
+            self.columns.iter().map(|name| shown(&format!("q.{}::text", quote::ident(name)))).collect();
+        let places: Vec<String> = (1..=cells.len()).map(|place| format!("c{place}")).collect();
+        let named: Vec<String> = cells.iter().zip(&places).map(|(cell, place)| format!("{cell} AS {place}")).collect();
+        let keys: Vec<String> = keys.iter().map(|key| quote::literal(key)).collect();
+        let comma = if places.is_empty() { "" } else { ", " };
+        // By their places: a name would mean the query's own column, if it has one of that name.
+        let grouped: String = (0..cells.len()).map(|cell| format!(", {}", cell + 4)).collect();
         let query = format!(
-            "SELECT {}, count(*) FROM ({}) AS q WHERE {} = {} GROUP BY {} LIMIT {ALIKE}",
-            cells.join(", "),
-            of.query,
+            "SELECT k, h, n{comma}{1} FROM (
+               SELECT r.*, row_number() OVER (PARTITION BY k ORDER BY h) AS place FROM (
+                 SELECT {2} COLLATE \"C\" AS k, {3} COLLATE \"C\" AS h, count(*) AS n{comma}{0} FROM ({4}) AS q WHERE {2} IN ({5}) GROUP BY 1, 2{grouped}) AS r) AS r
+              WHERE place <= {ALIKE} ORDER BY k, h",
+            named.join(", "),
+            places.join(", "),
             self.key(),
-            quote::literal(key),
-            places.join(", ")
+            Self::md5(&self.row()),
+            of.query,
+            keys.join(", ")
         );
-        rows(of.session, &query).await
+        let line = |row: Row| {
+            let mut cells = row.into_iter();
+            let (key, hash, times) = (cells.next()??, cells.next()??, cells.next()??.parse().ok()?);
+            Some(Shown { key, hash, times, row: cells.collect() })
+        };
+        Ok(rows(of.session, &query).await?.into_iter().filter_map(line).collect())
     }
+}
+
+/// What people look at of a value, as a query gives it: of a long one the beginning, its size, and what tells it apart from another one that begins so.
+fn shown(value: &str) -> String {
+    format!(
+        "CASE WHEN length({value}) > {SHOWN_OF_A_VALUE} THEN left({value}, {SHOWN_OF_A_VALUE}) || '… (' || octet_length({value}) || ' bytes, md5 ' || md5(convert_to({value}, 'UTF8')) || ')' ELSE {value} END"
+    )
+}
+
+/// Of a key's rows on one side those that the other side lacks, or has less often.
+fn only(key: &str, ours: &[Shown], theirs: &[Shown]) -> Vec<Row> {
+    let there = |row: &&Shown| {
+        theirs.iter().find(|other| other.hash == row.hash && other.key == row.key).map_or(0, |other| other.times)
+    };
+    ours.iter().filter(|row| row.key == key && row.times > there(row)).map(|row| row.row.clone()).collect()
+}
+
+/// A row that is shown.
+struct Shown {
+    /// The hash of its key.
+    key: String,
+    /// The hash of all of it.
+    hash: String,
+    /// How often there is such a row.
+    times: u64,
+    /// Long values cut.
+    row: Row,
 }
 
 /// A line: the hash of the key, of the row, and how often there is that.

@@ -1,8 +1,8 @@
 //! What tables were at some commits: how many rows, and the sums of their hashes, part by part. A verify leaves it in the log, in markers of kind `verified`; the target can be asked for
 //! it as well. Whoever fills another database from the log can say whether that holds the same, without source and target.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Code, Lsn, Problem, TableName};
@@ -45,12 +45,12 @@ struct Line {
 }
 
 /// What a comparison found the target to hold, as the data of markers.
-pub(crate) fn messages(held: &[HeldPart], pairs: &[Arc<Pair>], hash: Hash, probe: &str) -> Vec<String> {
+pub(crate) fn messages(held: &[HeldPart], pairs: &[impl Borrow<Pair>], hash: Hash, probe: &str) -> Vec<String> {
     let mut messages = Vec::new();
     let mut message = String::new();
     let mut before: Option<&HeldPart> = None;
     for part in held {
-        let Some(pair) = pairs.iter().find(|pair| pair.table == part.table) else { continue };
+        let Some(pair) = pairs.iter().map(Borrow::borrow).find(|pair| pair.table == part.table) else { continue };
         let first = before.is_none_or(|before| before.table != part.table);
         let name = |at: usize| pair.columns[at].name.clone();
         let line = Line {

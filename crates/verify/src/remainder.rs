@@ -69,7 +69,7 @@ impl<'a> Remainder<'a> {
             let copies = state::copies(&target.leader, &plan.name).await?;
             let (mut equal, mut from) = (Vec::new(), Seq(u64::MAX));
             let pairs: Vec<Arc<Pair>> = found.pairs.into_iter().map(Arc::new).collect();
-            for pair in &pairs {
+            for pair in pairs.iter().filter(|pair| is_stored(pair)) {
                 let last = state::last_equal(&target.leader, &plan.name, &pair.table, copies.get(&pair.table)).await?;
                 let Some((lsn, seq)) = last else {
                     return Err(Problem::new(
@@ -86,8 +86,8 @@ impl<'a> Remainder<'a> {
             let hash = Hash::of(&source.leader, &target.leader).await?;
             let known = catalog::tables(&source.leader).await?;
             let stream = StreamName::new(&*job.plan.name, &*plan.name, StreamKind::Tail);
-            let mut touched = Touched::new(&job.log, stream, from, equal);
             let now = applied(&target.leader, &plan.name).await?;
+            let mut touched = Touched::new(&job.log, stream, from.min(now), equal);
             touched.until(now).await?;
             sources.push(Origin { plan, source, target, pairs, touched, known, hash });
         }
@@ -140,6 +140,11 @@ impl<'a> Remainder<'a> {
     }
 }
 
+/// Whether it is compared: of some tables nothing is stored but what is streamed from them.
+fn is_stored(pair: &Pair) -> bool {
+    !apply::is_shape(&pair.table)
+}
+
 async fn applied(target: &Session, source: &str) -> Result<Seq, VerifyError> {
     let query = "SELECT seq FROM crossfade.checkpoint WHERE source = $1::text";
     Ok(Seq(target.query_one(query, &[&source]).await?.get::<_, i64>(0) as u64))
@@ -151,7 +156,7 @@ impl Origin<'_> {
         self.touched.until(applied(&self.target.leader, &self.plan.name).await?).await?;
         // What both versions share goes on being written.
         let shared = |pair: &&Arc<Pair>| pair.sources.iter().any(|table| self.plan.shared.selects(table));
-        for pair in self.pairs.iter().filter(|pair| !shared(pair)) {
+        for pair in self.pairs.iter().filter(|pair| is_stored(pair) && !shared(pair)) {
             match self.touched.keys(&pair.table) {
                 Some(keys) => self.rows(pair, keys, rest).await?,
                 None => self.whole(pair, rest).await?,

@@ -212,7 +212,7 @@ fn is_mask(text: &str) -> bool {
 }
 
 /// Of a value, in characters: what a person looks at, and what can be kept of thousands.
-const SHOWN_OF_A_VALUE: usize = 4000;
+pub(crate) const SHOWN_OF_A_VALUE: usize = 4000;
 
 pub(crate) fn cut(value: &Option<String>) -> Option<String> {
     value.as_ref().map(|text| match text.char_indices().nth(SHOWN_OF_A_VALUE) {

@@ -373,18 +373,30 @@ pub(crate) async fn copies(session: &Session, source: &str) -> Result<BTreeMap<T
     epochs(session, source).await
 }
 
-/// The same, whether or not copy and tail are joined.
+/// The same, whether or not copy and tail are joined. Where nothing is stored of a table, its copy leads into those that are streamed from it.
 pub(crate) async fn epochs(session: &Session, source: &str) -> Result<BTreeMap<TableName, String>, VerifyError> {
     let rows = session
         .query(
-            "SELECT into_schema, into_name, (SELECT nonce FROM crossfade.plan) || string_agg(format(' %s.%s %s', schema, name, epoch), ',' ORDER BY schema, name)
+            "SELECT into_schema, into_name, (SELECT nonce FROM crossfade.plan) || string_agg(format(' %s.%s %s', schema, name, epoch), ',' ORDER BY schema, name),
+                    array_agg(format('%s.%s.%s', source, schema, name))
                FROM crossfade.tables WHERE source = $1::text GROUP BY 1, 2",
             &[&source],
         )
         .await?;
-    let copy =
-        |row: &tokio_postgres::Row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2));
-    Ok(rows.iter().map(copy).collect())
+    let mut copies = BTreeMap::new();
+    for row in &rows {
+        let (into, copy) = (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get::<_, String>(2));
+        if !apply::is_shape(&into) {
+            copies.insert(into, copy);
+            continue;
+        }
+        let streamed =
+            "SELECT into_schema, into_name FROM crossfade.derived WHERE reads = $1::text[] AND declared <> ''";
+        for row in session.query(streamed, &[&row.get::<_, Vec<String>>(3)]).await? {
+            copies.insert(TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), copy.clone());
+        }
+    }
+    Ok(copies)
 }
 
 /// The commit and the message up to which a table was last compared, and equal as a whole, with these copies.

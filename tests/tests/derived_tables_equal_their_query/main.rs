@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use crossfade_tests::{Crossfade, Running, World, follow, until};
 use model::failpoint;
+use serde_json::json;
 use shop::Application;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -35,6 +36,7 @@ async fn after_everything(world: World) -> Result<()> {
     written?;
     let mut run = run?;
     ends_equal(&world, &crossfade, &mut run).await.context("while it was copied")?;
+    shop::expect_nothing_stored(&world, &UNSTORED).await?;
     application.write(150).await?;
     ends_equal(&world, &crossfade, &mut run).await.context("after transactions")?;
     world.at_source("BEGIN; TRUNCATE event, visit_early; INSERT INTO event VALUES (1, 'w1'), (1, 'w1'); INSERT INTO orders VALUES (900, 7, 'new', 1, 1); COMMIT")?;
@@ -50,14 +52,22 @@ async fn after_everything(world: World) -> Result<()> {
     let mut run = crossfade.start(&["run"])?;
     application.write(20).await?;
     ends_equal(&world, &crossfade, &mut run).await.context("after a restart")?;
+    shop::expect_nothing_stored(&world, &UNSTORED).await?;
     run.stop().await
 }
+
+/// All that reads them is streamed.
+const UNSTORED: [&str; 3] = ["account", "ledger", "price"];
 
 /// More than a 32nd of the memory budget.
 const LARGE: &str = "BEGIN;
     INSERT INTO orders SELECT 10000 + i, i % 45, repeat('s', 60), i % 100, i % 9 FROM generate_series(1, 25000) AS i;
     UPDATE customer SET city = 'large';
     DELETE FROM orders WHERE id > 10000 AND id % 10 <> 0;
+    INSERT INTO account SELECT 10000 + i, 'l', i || '@secret', repeat(md5(i::text), 70), NULL, i FROM generate_series(1, 3000) AS i;
+    UPDATE account SET points = points + 1;
+    UPDATE account SET id = id + 20000 WHERE id > 12500;
+    DELETE FROM account WHERE id BETWEEN 10000 AND 12000;
     COMMIT";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +81,13 @@ async fn after_everything_with_the_embedded_log() -> Result<()> {
 }
 
 /// Differences that somebody plants at the target, each with the statement that takes it away again, and what a comparison calls it.
-const PLANTED: [(&str, &str, &str, &str); 4] = [
+const PLANTED: [(&str, &str, &str, &str); 5] = [
+    (
+        "UPDATE masked SET owner = 'x' || owner WHERE nr = (SELECT min(nr) FROM masked WHERE owner IS NOT NULL)",
+        "UPDATE masked SET owner = substr(owner, 2) WHERE nr = (SELECT min(nr) FROM masked WHERE owner IS NOT NULL)",
+        "masked",
+        "different",
+    ),
     (
         "UPDATE total SET amount = amount + 1 WHERE customer_id = 5",
         "UPDATE total SET amount = amount - 1 WHERE customer_id = 5",
@@ -146,6 +162,10 @@ async fn and_it_is_compared_cut_over_and_completed() -> Result<()> {
         ensure!(code == Some(1) && different == [format!("public.{table}")], "{plant}: {report:#}");
         let found = all.iter().find(|found| found["verdict"] != "equal").context("a difference")?;
         ensure!(found["samples"][0]["kind"] == kind, "{plant}: {found:#}");
+        let told = &crossfade.status().await?["verify"]["not_equal"];
+        let expected =
+            json!([{ "source": "", "table": format!("public.{table}"), "verdict": "different", "why": null }]);
+        ensure!(*told == expected, "{plant}: status says {told:#}");
         world.at_target(mend)?;
     }
     // The mirror was found to be equal a moment ago: only the query at the source can see it.
@@ -167,6 +187,8 @@ async fn and_it_is_compared_cut_over_and_completed() -> Result<()> {
         code == Some(1) && refused["refused"].to_string().contains("public.total is not filled: the plan declares it"),
         "{refused:#}"
     );
+    let status = crossfade.status().await?;
+    ensure!(status["phase"] == "joining", "it is not filled as the plan declares it: {status:#}");
     std::fs::write(crossfade.plan(), text)?;
     let (refused, code) = crossfade.says(&["cutover"]).await?;
     ensure!(code == Some(1) && refused["refused"][0]["code"] == "no_way_back", "{refused:#}");
@@ -195,8 +217,8 @@ async fn after_mirrors_were_copied_again_and_in_a_rehearsal() -> Result<()> {
     let crossfade = Crossfade::new(&shop::plan(&world)?)?;
     let mut run = follow::following(&crossfade).await?;
     let mut application = Application::new(&world.source, seed()?).await?;
-    for tables in [["public.orders"].as_slice(), &["public.label", "public.visit_late"], &[]] {
-        let epochs = "SELECT sum(abs(epoch)) FROM crossfade.tables";
+    let epochs = "SELECT sum(abs(epoch)) FROM crossfade.tables";
+    for tables in [["public.orders"].as_slice(), &["public.account", "public.label", "public.visit_late"], &[]] {
         let before = world.at_target(epochs)?;
         let asked = crossfade.run(&[["recopy", "--json"].as_slice(), tables].concat()).await?;
         ensure!(asked.status.success(), "{asked:?}");
@@ -216,26 +238,131 @@ async fn after_mirrors_were_copied_again_and_in_a_rehearsal() -> Result<()> {
     let mended = crossfade.run(&["recopy", "--rows", file, "--json"]).await?;
     ensure!(mended.status.success(), "{mended:?}");
     ends_equal(&world, &crossfade, &mut run).await.context("a row put right")?;
+    run.stop().await?;
+    // A query that reads what the table did not have when it was copied first: whoever comes by that copy in the log has nothing to do with it.
+    world.at_source("ALTER TABLE account ADD COLUMN grade int NOT NULL DEFAULT 1")?;
+    let asked = crossfade.run(&["recopy", "--json", "public.account"]).await?;
+    ensure!(asked.status.success(), "{asked:?}");
+    let (before, text) = (world.at_target(epochs)?, std::fs::read_to_string(crossfade.plan())?);
+    let graded = text.replace("SELECT id, points FROM shop", "SELECT id, points + grade AS points FROM shop");
+    ensure!(graded != text, "the same");
+    std::fs::write(crossfade.plan(), graded)?;
+    let mut run = crossfade.start(&["run"])?;
+    until("the copy with the new column", MINUTE, || async {
+        Ok((world.at_target(epochs)? != before && world.at_target(JOINED)? == "t").then_some(()))
+    })
+    .await?;
+    application.write(20).await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    let want = world.at_source("SELECT sum(points + grade), count(*) FROM account WHERE points % 2 = 0")?;
+    ensure!(world.at_target("SELECT sum(points), count(*) FROM even")? == want, "not {want}");
+    shop::expect_equal_but(&world, "even").await?;
     crossfade.verified().await?;
     world.target.create_db("again")?;
     world.target.psql("again", shop::TARGET)?;
     let into = world.target.url("again");
     let rehearsed = crossfade.start(&["rehearse", "--json", "--into", &into])?.finish(2 * MINUTE).await?;
     let report = rehearsed.json()?;
-    let card = report["tables"].as_array().context("tables")?.iter().find(|table| table["table"] == "public.card");
-    ensure!(rehearsed.status.success() && card.is_some_and(|card| card["verdict"] == "equal"), "{report:#}");
+    let all = report["tables"].as_array().context("tables")?;
+    let equal = |name: &str| all.iter().any(|table| table["table"] == name && table["verdict"] == "equal");
+    ensure!(rehearsed.status.success() && equal("public.card") && equal("public.even"), "{report:#}");
     run.stop().await
 }
 
-/// Nothing is to be copied, and copy and tail are joined.
+/// What is streamed without a mirror is of its source table's copy: a plan that says something else wants another copy, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_another_declaration_of_what_is_streamed() -> Result<()> {
+    let world = World::with_nats()?;
+    let crossfade = Crossfade::new(&shop::plan(&world)?)?;
+    world.at_target("CREATE TABLE points (owner text PRIMARY KEY, n bigint)")?;
+    world.at_target(LOUD)?;
+    let mut run = follow::following(&crossfade).await?;
+    let mut application = Application::new(&world.source, seed()?).await?;
+    application.write(20).await?;
+    ends_equal(&world, &crossfade, &mut run).await?;
+    run.stop().await?;
+    let text = std::fs::read_to_string(crossfade.plan())?;
+    let say = |text: &str| std::fs::write(crossfade.plan(), text);
+    // Masked in another way.
+    let salted = text.replace("md5(email) AS email", "md5(email || 'salt') AS email");
+    ensure!(salted != text, "the same");
+    say(&salted)?;
+    let mut run = refused_until_copied_again(&crossfade, "the plan declared it another way", "account").await?;
+    application.write(10).await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    let want = world.at_source("SELECT string_agg(md5(email || 'salt'), ',' ORDER BY id) FROM account")?;
+    let have = world.at_target("SELECT string_agg(email, ',' ORDER BY nr) FROM masked")?;
+    ensure!(want == have, "masked in the old way");
+    run.stop().await?;
+    // A group over them needs a mirror; without it, nobody does.
+    let counted = shop::section(&(
+        "points",
+        "key = [\"owner\"]",
+        "SELECT owner, sum(points) AS n FROM shop.public.account WHERE owner IS NOT NULL GROUP BY owner",
+    ));
+    say(&format!("{text}\n{counted}"))?;
+    let mut run =
+        refused_until_copied_again(&crossfade, "now it needs a mirror: public.points is maintained", "account").await?;
+    application.write(10).await?;
+    ends_equal(&world, &crossfade, &mut run).await.context("with a mirror")?;
+    let sum = "SELECT sum(points) FROM account WHERE owner IS NOT NULL";
+    ensure!(world.at_source(sum)? == world.at_target("SELECT sum(n) FROM points")?, "points differ");
+    ensure!(world.at_target(MIRRORED)? == "t", "no mirror");
+    run.stop().await?;
+    say(&text)?;
+    let mut run = crossfade.start(&["run"])?;
+    application.write(10).await?;
+    ends_equal(&world, &crossfade, &mut run).await.context("with a mirror that nobody needs")?;
+    let asked = crossfade.run(&["recopy", "--json", "public.account"]).await?;
+    ensure!(asked.status.success(), "{asked:?}");
+    until("the mirror to be gone", MINUTE, || async {
+        Ok((world.at_target(MIRRORED)? == "f" && world.at_target(JOINED)? == "t").then_some(()))
+    })
+    .await?;
+    application.write(10).await?;
+    ends_equal(&world, &crossfade, &mut run).await.context("without a mirror again")?;
+    shop::expect_nothing_stored(&world, &UNSTORED).await?;
+    run.stop().await?;
+    // What only the target can say is compared with nothing.
+    let spoken =
+        shop::section(&("spoken", "key = [\"id\"]", "SELECT id, public.loud(owner) AS v FROM shop.public.account"));
+    say(&format!("{text}\n{spoken}"))?;
+    let mut run = refused_until_copied_again(&crossfade, "the plan did not have it", "account").await?;
+    crossfade.wait_for_lag_zero(&mut run, MINUTE).await?;
+    let (report, code) = crossfade.says(&["verify", "--table", "public.spoken"]).await?;
+    let table = &report["tables"][0];
+    let why = table["why"].as_str().unwrap_or_default();
+    ensure!(code == Some(1) && table["verdict"] == "inconclusive", "{report:#}");
+    ensure!(why.contains("public.loud") && why.contains("nothing else is stored"), "{why}");
+    run.stop().await
+}
+
+const MIRRORED: &str = "SELECT to_regclass('crossfade.\"mirror shop.public.account\"') IS NOT NULL";
+
+/// A start is refused, for this reason and with the table that is to be copied; then it is, and all is there.
+async fn refused_until_copied_again(crossfade: &Crossfade, why: &str, table: &str) -> Result<Running> {
+    let refused = crossfade.start(&["run"])?.finish(MINUTE).await?;
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    ensure!(!refused.status.success() && said.contains(why), "{said}");
+    ensure!(said.contains(&format!("crossfade recopy public.{table}")), "{said}");
+    let asked = crossfade.run(&["recopy", "--json", &format!("public.{table}")]).await?;
+    ensure!(asked.status.success(), "{asked:?}");
+    let mut run = crossfade.start(&["run"])?;
+    crossfade.wait_for_phase(&mut run, "following", MINUTE).await?;
+    Ok(run)
+}
+
+/// Nothing is to be copied, copy and tail are joined, and what the plan has is filled.
 const JOINED: &str = "SELECT bool_and(joined AND asked IS NULL) AND NOT EXISTS (SELECT FROM crossfade.tables WHERE epoch <= 0 OR next_epoch IS NOT NULL)
-      AND NOT EXISTS (SELECT FROM crossfade.derived WHERE NOT filled) FROM crossfade.checkpoint";
+      AND NOT EXISTS (SELECT FROM crossfade.derived WHERE NOT filled AND declared <> '') FROM crossfade.checkpoint";
 
 /// What brings a process there that follows, or is about to.
 fn provoked(point: &str) -> &'static str {
     match point {
         "derived_undone" => shop::TURNED,
         "made_whole" => "TRUNCATE event; INSERT INTO event VALUES (1, 'w1'), (1, 'w1')",
+        "streamed_written" | "streamed_emptied" => "UPDATE account SET points = points + 1",
+        "streamed_undone" => shop::TURNED_ACCOUNTS,
         _ => "UPDATE orders SET customer_id = customer_id % 40 + 1 WHERE id % 3 = 0",
     }
 }
@@ -251,8 +378,12 @@ async fn killed(world: World) -> Result<()> {
             continue;
         }
         // What the application turned, turned again in the same batch, is as it was.
-        if *point != "derived_undone" {
+        if !point.ends_with("_undone") {
             application.write(8).await?;
+        }
+        if *point == "streamed_emptied" {
+            let asked = crossfade.run(&["recopy", "--json", "public.account"]).await?;
+            ensure!(asked.status.success(), "{asked:?}");
         }
         world.at_source(provoked(point))?;
         let run = crossfade.start_armed(&["run"], point, 0)?;
@@ -262,6 +393,12 @@ async fn killed(world: World) -> Result<()> {
             continue;
         }
         let mut run = crossfade.start(&["run"])?;
+        if *point == "streamed_emptied" {
+            until("the copy to be made again", MINUTE, || async {
+                Ok((world.at_target(JOINED)? == "t").then_some(()))
+            })
+            .await?;
+        }
         ends_equal(&world, &crossfade, &mut run).await.with_context(|| format!("killed at {point}"))?;
         run.hush();
         run.kill9()?;

@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use crossfade_tests::{Cluster, Dice, PlanFile, World};
 use tokio_postgres::Client;
 
-/// Joins, groups and windows are over these; `event` has no key and equal rows, `visit` is partitioned, `label` goes over as it is and is read as well.
+/// Joins, groups and windows are over these; `event` has no key and equal rows, `visit` is partitioned, `label` goes over as it is and is read as well. All that reads `account`, `price` and
+/// `ledger` is streamed, so nothing else of them is stored.
 const SOURCE: &str = "
     CREATE TABLE customer (id int PRIMARY KEY, name text, city text, vip bool NOT NULL DEFAULT false,
                            badge int UNIQUE DEFERRABLE INITIALLY DEFERRED, note text);
@@ -25,6 +26,13 @@ const SOURCE: &str = "
     CREATE TABLE stay_early PARTITION OF stay FOR VALUES FROM (0) TO (10);
     ALTER TABLE stay_early ALTER customer_id SET NOT NULL;
     CREATE TABLE stay_late PARTITION OF stay DEFAULT;
+    CREATE TABLE account (id int PRIMARY KEY, owner text, email text, bio text, badge int UNIQUE DEFERRABLE INITIALLY DEFERRED, points int NOT NULL DEFAULT 0);
+    ALTER TABLE account ALTER bio SET STORAGE EXTERNAL;
+    CREATE TABLE ledger (id bigint PRIMARY KEY, kind text, memo text);
+    ALTER TABLE ledger ALTER memo SET STORAGE EXTERNAL;
+    ALTER TABLE ledger REPLICA IDENTITY FULL;
+    INSERT INTO account SELECT i, 'o' || i % 7, i || '@secret', repeat(md5(i::text), 90), i, i FROM generate_series(1, 60) AS i;
+    INSERT INTO ledger SELECT i, 'k' || i % 4, repeat(md5(i::text), 80) FROM generate_series(1, 50) AS i;
     INSERT INTO stay SELECT i, i % 20, i % 8 FROM generate_series(1, 40) AS i;
     INSERT INTO member SELECT i, i % 3 FROM generate_series(1, 20) AS i;
     INSERT INTO price SELECT i, i * 10 FROM generate_series(1, 20) AS i;
@@ -48,6 +56,9 @@ pub const TARGET: &str = "
     CREATE TABLE joined (customer_id int, club int, PRIMARY KEY (customer_id, club));
     CREATE TABLE priced (code numeric PRIMARY KEY, cents numeric(10,2));
     CREATE TABLE stayed (id int, day int, customer_id int, n bigint, PRIMARY KEY (id, day));
+    CREATE TABLE masked (nr bigint PRIMARY KEY, owner text, email text, bio text, badge int UNIQUE, told timestamptz NOT NULL DEFAULT now());
+    CREATE TABLE even (id int PRIMARY KEY, points int);
+    CREATE TABLE noted (id bigint PRIMARY KEY, memo text, kind text);
     CREATE TABLE worn (id int PRIMARY KEY, badge int UNIQUE, orders bigint)";
 
 /// Name, what else the plan says of it, and the query.
@@ -95,6 +106,17 @@ pub const DERIVED: &[(&str, &str, &str)] = &[
         "SELECT id, day, customer_id, count(*) OVER (PARTITION BY customer_id) AS n FROM shop.public.stay",
     ),
     (
+        "masked",
+        "key = [\"nr\"]",
+        "SELECT id AS nr, upper(owner) AS owner, md5(email) AS email, bio, badge FROM shop.public.account",
+    ),
+    ("even", "key = [\"id\"]", "SELECT id, points FROM shop.public.account WHERE points % 2 = 0"),
+    (
+        "noted",
+        "key = [\"id\"]",
+        "SELECT id, memo, kind || '!' AS kind FROM shop.public.ledger WHERE kind <> 'k1' AND length(memo) > 5",
+    ),
+    (
         "worn",
         "key = [\"id\"]",
         "SELECT c.id, c.badge, (SELECT count(*) FROM shop.public.orders o WHERE o.customer_id = c.id) AS orders FROM shop.public.customer c",
@@ -105,7 +127,12 @@ pub const DERIVED: &[(&str, &str, &str)] = &[
 pub fn plan(world: &World) -> Result<PlanFile> {
     world.at_source(SOURCE)?;
     world.at_target(TARGET)?;
-    let plan = world.plan().target_exists().identity("public.event", "full").identity("public.member", "full");
+    let plan = world
+        .plan()
+        .target_exists()
+        .identity("public.event", "full")
+        .identity("public.member", "full")
+        .identity("public.ledger", "full");
     let plan = plan.top("mirror = [\"public.label\"]\nignore = [\"public.noise\"]");
     Ok(DERIVED.iter().fold(plan.section("[limits]\nmemory = \"64MiB\"\ncopy_workers = 2"), |plan, derived| {
         plan.section(&section(derived))
@@ -155,9 +182,19 @@ async fn rows(client: &Client, columns: &[String], from: &str) -> Result<Vec<Str
 /// Every unique value goes to another row.
 pub const TURNED: &str = "UPDATE customer SET badge = m.low + m.high - badge FROM (SELECT min(badge) AS low, max(badge) AS high FROM customer) AS m";
 
+/// The same of accounts, of which nothing is stored.
+pub const TURNED_ACCOUNTS: &str = "UPDATE account SET badge = m.low + m.high - badge FROM (SELECT min(badge) AS low, max(badge) AS high FROM account) AS m";
+
 /// What comes and is gone within a batch leaves nothing, one of two equal rows leaves the other, a key may change its text and stay equal, and what no row of one partition may be, those
 /// of another may.
-pub const DIRECTED: [&str; 4] = [
+pub const DIRECTED: [&str; 10] = [
+    // A long value that is not sent goes along, under one key after the other, and past a row that leaves its place.
+    "BEGIN; DELETE FROM account WHERE id IN (700, 701, 702); INSERT INTO account VALUES (700, 'a', 'b', repeat('x', 3000), NULL, 2), (701, 'c', 'd', repeat('y', 3000), NULL, 3); COMMIT",
+    "BEGIN; UPDATE account SET id = 702 WHERE id = 700; UPDATE account SET id = 700, points = 4 WHERE id = 701; UPDATE account SET id = 701, owner = 'z' WHERE id = 702; COMMIT",
+    "BEGIN; UPDATE account SET id = 703 WHERE id = 700; DELETE FROM account WHERE id = 701; INSERT INTO account VALUES (701, 'n', NULL, repeat('n', 3000), NULL, 8); UPDATE account SET points = points + 1 WHERE id = 701; COMMIT",
+    "BEGIN; UPDATE account SET points = points + 1; TRUNCATE account; INSERT INTO account SELECT i, 'o', i || '@secret', repeat(md5(i::text), 90), i, i FROM generate_series(1, 40) AS i; UPDATE account SET id = id + 100 WHERE id > 35; COMMIT",
+    "BEGIN; UPDATE ledger SET kind = 'k1'; UPDATE ledger SET kind = 'k2' WHERE id % 3 = 0; UPDATE ledger SET id = id + 500 WHERE id % 5 = 0; COMMIT",
+    "BEGIN; UPDATE account SET badge = 900 WHERE id = 1; UPDATE account SET badge = 1, owner = 'swapped' WHERE id = 2; UPDATE account SET badge = 2 WHERE id = 1; COMMIT",
     "UPDATE stay SET customer_id = NULL WHERE day >= 10 AND id % 3 = 0",
     "INSERT INTO member VALUES (70, 1); DELETE FROM member WHERE customer_id = 70; BEGIN; UPDATE member SET club = 9 WHERE customer_id = 1; UPDATE member SET club = 1 WHERE customer_id = 1; COMMIT",
     "INSERT INTO member VALUES (71, 1); DELETE FROM member WHERE customer_id = 71",
@@ -195,7 +232,7 @@ impl Application {
             (dice.between(1, 50), dice.between(1, 50), dice.between(1, 150), dice.below(4));
         let value = |dice: &mut Dice, some: String| if dice.chance(15) { "NULL".to_owned() } else { some };
         let whose = value(dice, customer.to_string());
-        match dice.below(20) {
+        match dice.below(29) {
             0 | 1 => {
                 let name = value(dice, format!("'n{}'", other % 7));
                 format!(
@@ -243,6 +280,28 @@ impl Application {
                 "INSERT INTO visit VALUES ({order}, {}, {whose}) ON CONFLICT (id, day) DO UPDATE SET customer_id = NULL",
                 other % 20
             ),
+            19 => format!(
+                "INSERT INTO account VALUES ({customer}, 'o{line}', '{other}@secret', repeat(md5('{other}'), 90), NULL, {other}) ON CONFLICT (id) DO NOTHING"
+            ),
+            20 => format!("UPDATE account SET points = points + 1, owner = 'p' || {other} WHERE id % 4 = {line}"),
+            21 => format!(
+                "UPDATE account SET id = {other} WHERE id = {customer} AND NOT EXISTS (SELECT FROM account WHERE id = {other})"
+            ),
+            22 => format!(
+                "DELETE FROM account WHERE id = {customer}; INSERT INTO account VALUES ({customer}, 'again', NULL, repeat(md5('{other}'), 85), NULL, {other})"
+            ),
+            23 => TURNED_ACCOUNTS.to_owned(),
+            24 => format!("DELETE FROM account WHERE id = {customer}"),
+            25 => format!(
+                "UPDATE account SET bio = repeat(md5('{other}'), 95), email = {whose}::text WHERE id = {customer}"
+            ),
+            26 => format!(
+                "INSERT INTO ledger VALUES ({order}, 'k{line}', repeat(md5('{other}'), 80)) ON CONFLICT (id) DO UPDATE SET kind = 'k{}'",
+                other % 4
+            ),
+            27 => format!(
+                "UPDATE ledger SET id = id + 1 WHERE id = {order} AND NOT EXISTS (SELECT FROM ledger WHERE id = {order} + 1); DELETE FROM ledger WHERE id = {other}"
+            ),
             _ => match line {
                 0 => format!(
                     "UPDATE visit SET day = (day + 7) % 20 WHERE id = {order} AND NOT EXISTS (SELECT FROM visit v WHERE v.id = {order} AND v.day = (visit.day + 7) % 20)"
@@ -253,4 +312,22 @@ impl Application {
             },
         }
     }
+}
+
+/// Of these tables nothing is stored but what is streamed from them: there is no mirror, and no relation of crossfade's has a row of theirs.
+pub async fn expect_nothing_stored(world: &World, tables: &[&str]) -> Result<()> {
+    let target = world.target.client("app").await?;
+    let relations = "SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'crossfade'::regnamespace AND c.relkind IN ('r', 'm')";
+    let relations: Vec<String> = target.query(relations, &[]).await?.iter().map(|row| row.get(0)).collect();
+    for table in tables {
+        let has = |kind: &str| relations.contains(&format!("{kind} shop.public.{table}"));
+        ensure!(has("shape") && !has("mirror"), "{table}: {relations:?}");
+    }
+    for relation in &relations {
+        let holds = if relation.starts_with("shape ") { "true" } else { "t::text LIKE '%@secret%'" };
+        let sql = format!("SELECT count(*) FROM crossfade.\"{relation}\" AS t WHERE {holds}");
+        let rows: i64 = target.query_one(&sql, &[]).await?.get(0);
+        ensure!(rows == 0, "{relation} holds {rows} rows");
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use plan::{Derived, Plan, Source};
 
 use super::home::Homes;
 use super::part::Part;
-use super::{finding, kept, trial};
+use super::{finding, kept, stored, trial};
 use crate::ApplyError;
 
 /// The plan's derived tables could not be made ready.
@@ -68,6 +68,8 @@ pub(super) struct SourceTables {
     keyed_apart: BTreeSet<SourceTable>,
     /// Partitioned ones that go into mirrors, but for a partition that goes over as it is.
     torn: BTreeMap<SourceTable, TableName>,
+    /// Those with partitions.
+    partitioned: BTreeSet<SourceTable>,
     /// Others of these names, and why they are not captured.
     others: BTreeMap<SourceTable, &'static str>,
     /// Captured tables, partitions by their roots, that do not go into the target as they are.
@@ -88,8 +90,21 @@ pub struct All {
 /// # Errors
 /// As [`CompileError`] says: all that is wrong comes together.
 pub async fn compile_all(plan: &Plan, target: &Session) -> Result<All, CompileError> {
+    Ok(with_mirrors(plan, target).await?.0)
+}
+
+/// What a derived table is read from.
+pub(super) struct Reads {
+    /// The mirrors, and why there is each.
+    pub mirrors: Vec<(SourceTable, String)>,
+    /// The source tables.
+    pub tables: Vec<mapping::Table>,
+}
+
+/// The same as [`compile_all`], with what each derived table is read from.
+pub(super) async fn with_mirrors(plan: &Plan, target: &Session) -> Result<(All, Vec<Reads>), CompileError> {
     if plan.derived.is_empty() && plan.findings.is_empty() {
-        return Ok(All::default());
+        return Ok((All::default(), Vec::new()));
     }
     let mut sources = SourceTables::default();
     for source in &plan.sources {
@@ -97,7 +112,20 @@ pub async fn compile_all(plan: &Plan, target: &Session) -> Result<All, CompileEr
         let session = pg::connect_read_only(&endpoint, "catalog").await?;
         sources.ask(plan, source, &session).await.map_err(|error| PgError::from(error).at(session.place()))?;
     }
-    compile(plan, &sources, target).await
+    let all = compile(plan, &sources, target).await?;
+    let mirror = |table: &SourceTable| Some((table.clone(), sources.mirror(plan, table, &all.tables)?));
+    let mirrors: BTreeMap<SourceTable, String> =
+        all.tables.iter().flat_map(|compiled| &compiled.sources).filter_map(mirror).collect();
+    let reads = |compiled: &Compiled| Reads {
+        mirrors: mirrors
+            .iter()
+            .filter(|(table, _)| compiled.sources.contains(table))
+            .map(|(table, why)| (table.clone(), why.clone()))
+            .collect(),
+        tables: sources.tables.iter().filter(|table| compiled.sources.contains(&table.name)).cloned().collect(),
+    };
+    let reads = all.tables.iter().map(reads).collect();
+    Ok((all, reads))
 }
 
 /// The same, where the sources' tables are known.
@@ -175,6 +203,7 @@ impl SourceTables {
         }
         let mut tops = BTreeSet::new();
         for (name, root) in definitions::names(session).await? {
+            self.partitioned.extend(root.clone().map(|root| SourceTable::new(&source.name, root)));
             let any = |patterns: &plan::Patterns| {
                 patterns.selects(&name) || root.as_ref().is_some_and(|root| patterns.selects(root))
             };
@@ -189,6 +218,18 @@ impl SourceTables {
         }
         self.only_for_queries.extend(tops);
         Ok(())
+    }
+
+    /// Why a table has a mirror, if it has one. The same as apply will find by what the log tells of it.
+    fn mirror(&self, plan: &Plan, table: &SourceTable, all: &[Compiled]) -> Option<String> {
+        if home(plan, table) == table.table {
+            return None;
+        }
+        if self.partitioned.contains(table) {
+            return Some(stored::PARTITIONED.to_owned());
+        }
+        let mut readers = plan.derived.iter().zip(all).filter(|(declared, _)| mapping::mentions(declared, table));
+        readers.find_map(|(_, compiled)| stored::wants_mirror(compiled)).or_else(|| stored::asked(plan, table))
     }
 }
 
@@ -277,7 +318,7 @@ async fn absent(
 
 /// A table that is there and not captured is not one that is unknown.
 pub(super) fn explained(trouble: &Trouble, sources: &SourceTables) -> Trouble {
-    match sources.others.iter().find(|(table, _)| kept::misses(trouble, table)) {
+    match sources.others.iter().find(|(table, _)| trouble.misses(table)) {
         None => trouble.clone(),
         Some((table, why)) => Trouble {
             why: format!("source {:?} has it, but {why}", table.source),

@@ -1,12 +1,12 @@
 //! What keeps derived tables current, for people: all statements, and which of them read a whole mirror.
 
-use mapping::{Compiled, Places, Question, Side, SourceTable, Usual, Way};
+use mapping::{Compiled, Places, Question, Side, SourceTable, Table, Usual, Way};
 use model::{Problem, TableName};
 use pg::Session;
 use plan::{Derived, Plan};
 use serde_json::Value;
 
-use super::catalog::{All, CompileError, compile_all, home, of_table, problem};
+use super::catalog::{All, CompileError, Reads, home, of_table, problem, with_mirrors};
 use super::trial::is_planned;
 use crate::ApplyError;
 
@@ -17,6 +17,10 @@ pub struct Explained {
     pub declared: Derived,
     /// What it comes to.
     pub compiled: Compiled,
+    /// The mirrors that it is read from, and why there is each. Without any it is read where the target has the table anyway, or it is streamed, and nothing is stored besides.
+    pub mirrors: Vec<(SourceTable, String)>,
+    /// Nothing of its source table is stored besides its rows.
+    pub alone: bool,
     /// Every statement of a batch, in order. Which of them run depends on the tables whose rows changed.
     pub statements: Vec<Statement>,
     /// What a person should know and that does not stop it, with its place in the plan.
@@ -48,14 +52,18 @@ pub enum Look {
 /// Explains all derived tables of the plan, in its order, and says what its findings ask.
 ///
 /// # Errors
-/// As [`compile_all`].
+/// As [`compile_all`](super::compile_all).
 pub async fn explain(plan: &Plan, target: &Session) -> Result<(Vec<Explained>, Vec<Question>), CompileError> {
-    let All { tables, questions } = compile_all(plan, target).await?;
+    let (All { tables, questions }, reads) = with_mirrors(plan, target).await?;
     let mut all = Vec::new();
-    for (declared, compiled) in plan.derived.iter().zip(tables) {
+    for (declared, (compiled, reads)) in plan.derived.iter().zip(tables.into_iter().zip(reads)) {
+        let Reads { mirrors, tables } = reads;
+        let alone = mirrors.is_empty() && compiled.sources.iter().all(|source| home(plan, source) != source.table);
         let mut explained = Explained {
             declared: declared.clone(),
-            statements: statements(&compiled),
+            statements: statements(&compiled, &tables, alone),
+            mirrors,
+            alone,
             warnings: compiled.warnings.iter().map(|trouble| problem(plan, declared, trouble)).collect(),
             look: Look::Planned,
             compiled,
@@ -66,15 +74,23 @@ pub async fn explain(plan: &Plan, target: &Session) -> Result<(Vec<Explained>, V
     Ok((all, questions))
 }
 
-fn statements(compiled: &Compiled) -> Vec<Statement> {
+fn statements(compiled: &Compiled, tables: &[Table], alone: bool) -> Vec<Statement> {
     let statement = |what: String, sql: &String| Statement { what, sql: sql.clone(), reads_whole: Vec::new() };
-    match &compiled.way {
-        Way::Streamed(streamed) => streamed
+    match (&compiled.way, tables) {
+        (Way::Streamed(streamed), [table]) if alone => {
+            let columns: Vec<(&str, &str)> =
+                table.columns.iter().map(|column| (column.name.as_str(), column.type_name.as_str())).collect();
+            crate::tail::statements(streamed, &columns)
+                .into_iter()
+                .map(|(what, sql)| statement(format!("{what} in {}", streamed.source), &sql))
+                .collect()
+        }
+        (Way::Streamed(streamed), _) => streamed
             .steps
             .iter()
             .map(|step| statement(format!("write the rows that changed in {}", streamed.source), &step.sql))
             .collect(),
-        Way::Maintained(maintained) => {
+        (Way::Maintained(maintained), _) => {
             let guards = maintained.before.len().saturating_sub(maintained.derivations.len());
             let mut all = Vec::new();
             for (steps, guard, side) in [
@@ -98,8 +114,8 @@ fn statements(compiled: &Compiled) -> Vec<Statement> {
 /// Asks the target how it would run the statements, if it can have an idea.
 async fn look(plan: &Plan, target: &Session, explained: &mut Explained) -> Result<(), ApplyError> {
     let compiled = &explained.compiled;
-    let mirrors: Vec<(SourceTable, TableName)> =
-        compiled.sources.iter().map(|source| (source.clone(), home(plan, source))).collect();
+    let read = compiled.sources.iter().filter(|_| !explained.alone);
+    let mirrors: Vec<(SourceTable, TableName)> = read.map(|source| (source.clone(), home(plan, source))).collect();
     let mut missing = Vec::new();
     for (_, mirror) in &mirrors {
         let there = target.query_one("SELECT to_regclass($1::text) IS NOT NULL", &[&mirror.quoted()]).await?;
@@ -166,8 +182,7 @@ async fn planned(
     for settings in SETTINGS {
         target.batch_execute(settings).await?;
         for statement in &mut explained.statements {
-            let row = target.query_one(&format!("EXPLAIN (FORMAT JSON, VERBOSE) {}", statement.sql), &[]).await?;
-            let Json(plan) = row.get(0);
+            let Json(plan) = plan_of(target, &statement.sql).await?;
             let mut whole = Vec::new();
             wholes(&plan, &mut whole);
             whole.retain(|table| tables.contains(&table) && (first || statement.reads_whole.contains(table)));
@@ -178,6 +193,21 @@ async fn planned(
         first = false;
     }
     Ok(())
+}
+
+/// How the target would run a statement; one with parameters whatever they are.
+async fn plan_of(target: &Session, sql: &str) -> Result<Json, ApplyError> {
+    let parameters = (1..).take_while(|number| sql.contains(&format!("${number}::text[]"))).count();
+    if parameters == 0 {
+        return Ok(target.query_one(&format!("EXPLAIN (FORMAT JSON, VERBOSE) {sql}"), &[]).await?.get(0));
+    }
+    let prepare = format!("SET LOCAL plan_cache_mode = force_generic_plan; PREPARE crossfade_explained AS {sql}");
+    target.batch_execute(&prepare).await?;
+    let nulls = vec!["NULL"; parameters].join(", ");
+    let explain = format!("EXPLAIN (FORMAT JSON, VERBOSE) EXECUTE crossfade_explained({nulls})");
+    let plan = target.query_one(&explain, &[]).await?.get(0);
+    target.batch_execute("DEALLOCATE crossfade_explained").await?;
+    Ok(plan)
 }
 
 /// The tables that a plan reads whole.

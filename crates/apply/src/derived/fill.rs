@@ -29,13 +29,9 @@ const SAID: Duration = Duration::from_secs(60);
 const INDEX: &str = "crossfade_derived_";
 
 impl<'a> Derivations<'a> {
-    /// Takes note of what the plan declares now, and compiles what is filled.
+    /// Compiles what is filled.
     pub async fn open(job: &'a Job, session: &'a Session, lease: Lease) -> Result<Self, ApplyError> {
         let mut derivations = Derivations::new(job, session, lease);
-        if !job.plan.is_back() {
-            home::placed(session, &job.plan).await?;
-        }
-        note(session, lease, &job.plan).await?;
         derivations.reload().await?;
         Ok(derivations)
     }
@@ -52,18 +48,21 @@ impl<'a> Derivations<'a> {
         let rows = self.session.query(query, &[]).await?;
         let filled: Vec<TableName> =
             rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
-        if filled.is_empty() {
-            self.waiting.clone_from(&self.job.plan.derived);
-            self.reads();
-            return Ok(());
-        }
         let known = Known::load(self.session).await?;
         for derived in &self.job.plan.derived {
-            let compiled =
-                if filled.contains(&derived.into) { known.compile(self.session, derived).await? } else { None };
-            match compiled {
-                Some(compiled) => self.kept.push(Kept { declared: derived.clone(), compiled }),
-                None => self.waiting.push(derived.clone()),
+            let is_filled = filled.contains(&derived.into);
+            // What nothing is stored for comes with the changes from the first one on.
+            let compiled = match is_filled || known.streams(derived) {
+                true => known.compile(self.session, derived).await?,
+                false => None,
+            };
+            let compiled = compiled
+                .filter(|compiled| is_filled || compiled.sources.iter().any(|source| known.is_unstored(source)));
+            if compiled.is_none() || !is_filled {
+                self.waiting.push(derived.clone());
+            }
+            if let Some(compiled) = compiled {
+                self.kept.push(Kept { declared: derived.clone(), compiled });
             }
         }
         self.homes = known.homes;
@@ -126,8 +125,12 @@ impl<'a> Derivations<'a> {
         }
         self.homes = known.homes;
         for kept in ready {
-            self.kept.push(kept);
-            self.one(self.kept.len() - 1).await?;
+            let there = self.kept.iter().position(|known| known.declared.into == kept.declared.into);
+            let number = there.unwrap_or(self.kept.len());
+            if there.is_none() {
+                self.kept.push(kept);
+            }
+            self.one(number).await?;
         }
         model::failpoint!("derived_filled");
         self.session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;
@@ -153,30 +156,21 @@ impl<'a> Derivations<'a> {
         let begun = Instant::now();
         let kept = &self.kept[number];
         let (into, derived) = (kept.declared.into.clone(), kept.declared.clone());
-        let known = self
-            .session
-            .query_opt(
-                "SELECT filled_at IS NOT NULL FROM crossfade.derived WHERE into_schema = $1::text AND into_name = $2::text",
-                &[&into.schema, &into.name],
-            )
-            .await?
-            .is_some_and(|row| row.get(0));
-        let has_rows = format!("SELECT EXISTS (SELECT FROM {})", into.quoted());
-        let has_rows: bool = self.session.query_one(&has_rows, &[]).await?.get(0);
+        let query =
+            "SELECT EXISTS (SELECT FROM crossfade.derived WHERE into_schema = $1::text AND into_name = $2::text)";
+        let known: bool = self.session.query_one(query, &[&into.schema, &into.name]).await?.get(0);
+        let has_rows = home::has_rows(self.session, &into).await?;
         if has_rows && !known && derived.when_missing == plan::WhenMissing::Delete {
-            return Err(Problem::new(
-                Code::TargetNotEmpty,
-                format!("table {into} of the target"),
-                format!("it has rows, and the [[table]] in line {} of the plan is to fill it", derived.line),
-                format!("if they are of no use, TRUNCATE {};", into.quoted()),
-            )
-            .into());
+            return Err(home::occupied(&derived));
         }
         tables::enclose(self.session, std::slice::from_ref(&into)).await?;
         for index in wanted(&kept.compiled.way) {
             make(self.session, index).await?;
         }
+        let streams = self.unstored(&kept.compiled).is_some();
         match &kept.compiled.way {
+            // Its rows came with the copy, and every change since then.
+            Way::Streamed(_) if streams => {}
             Way::Maintained(maintained) if !has_rows => {
                 self.session
                     .batch_execute(&maintained.fill)
@@ -201,6 +195,17 @@ impl<'a> Derivations<'a> {
     }
 }
 
+/// Takes note of what the plan declares now, as soon as it is known which copies count.
+///
+/// # Errors
+/// The target, or a plan that the copies do not fit to.
+pub(crate) async fn look(session: &Session, lease: Lease, plan: &Plan) -> Result<(), ApplyError> {
+    if !plan.is_back() {
+        home::placed(session, plan).await?;
+    }
+    note(session, lease, plan).await
+}
+
 /// Whether all mirrors are what the sources were at some commits.
 async fn joined(session: &Session) -> Result<bool, ApplyError> {
     let query = "SELECT coalesce(bool_and(joined AND asked IS NULL), false) AND NOT EXISTS (
@@ -220,11 +225,11 @@ async fn note(session: &Session, lease: Lease, plan: &Plan) -> Result<(), ApplyE
                 warn!("derived table {into} will be filled anew: the plan declares it another way");
                 "UPDATE crossfade.derived SET filled = false, why = 'the plan declares it another way' WHERE into_schema = $1::text AND into_name = $2::text"
             }
-            None if !row.get::<_, bool>(3) => continue,
+            None if row.get::<_, &str>(2).is_empty() => continue,
             // Put back, it is made anew over these rows.
             None => {
                 warn!("derived table {into} is in the plan no more: its rows stay as they are");
-                "UPDATE crossfade.derived SET filled = false, why = 'the plan did without it' WHERE into_schema = $1::text AND into_name = $2::text"
+                "UPDATE crossfade.derived SET declared = '', filled = false, why = 'the plan did without it' WHERE into_schema = $1::text AND into_name = $2::text"
             }
         };
         lease.begin(session).await?;

@@ -47,9 +47,17 @@ impl Known {
     /// # Errors
     /// What is in the way, for people.
     pub fn question(&self, finding: &Finding) -> Result<Question, String> {
-        mapping::question(&finding.sql, self.catalog(), &self.homes).map_err(|trouble| {
+        let question = mapping::question(&finding.sql, self.catalog(), &self.homes).map_err(|trouble| {
             let Trouble { what, why, .. } = trouble;
             format!("{what}: {why}")
-        })
+        })?;
+        match question.sources.iter().find(|source| self.is_unstored(source)) {
+            None => Ok(question),
+            // Its place is empty, and would be counted as such.
+            Some(source) => Err(format!(
+                "nothing is stored of table {source} but what is streamed from it, as no finding read it when it was copied; let it be copied again (`crossfade recopy {}`)",
+                source.table
+            )),
+        }
     }
 }

@@ -6,6 +6,8 @@ use pg::Session;
 use plan::Plan;
 use tracing::warn;
 
+use super::kept::fingerprint;
+use super::stored::{self, Planner, Stored, Stream, is_shape};
 use crate::{ApplyError, tables};
 
 /// The schema of crossfade's own tables, mirrors among them.
@@ -25,39 +27,178 @@ pub(crate) fn is_mirrored(plan: &Plan, source: &str, begin: &TableBegin) -> bool
 /// Looks whether the rows of all copies went where the plan wants them.
 ///
 /// # Errors
-/// [`Code::PlanInvalid`]: the plan says another place for a table than it did when it was copied.
+/// [`Code::PlanInvalid`]: the plan says another place for a table than it did when it was copied; or of what is streamed from a table of which nothing is stored, something else than
+/// it did then.
 pub(crate) async fn placed(session: &Session, plan: &Plan) -> Result<(), ApplyError> {
-    let query = "SELECT source, into_schema, begin FROM crossfade.tables WHERE epoch > 0 AND begin IS NOT NULL ORDER BY source, schema, name";
+    let planner = Planner::new(session, plan).await?;
+    let query = "SELECT source, into_schema, into_name, begin FROM crossfade.tables WHERE epoch > 0 AND begin IS NOT NULL ORDER BY source, schema, name";
     for row in session.query(query, &[]).await? {
-        let (source, into): (&str, &str) = (row.get(0), row.get(1));
-        let Record::TableBegin(begin) = tables::decode(row.get(2))? else { continue };
+        let (source, into) = (row.get::<_, &str>(0), TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)));
+        let Record::TableBegin(begin) = tables::decode(row.get(3))? else { continue };
         let captured = |table: &TableName| plan.source(source).is_some_and(|source| source.tables.selects(table));
-        let mirrored = into == SCHEMA;
-        if !(captured(&begin.table) || begin.root.as_ref().is_some_and(captured))
-            || mirrored == is_mirrored(plan, source, &begin)
-        {
+        if !(captured(&begin.table) || begin.root.as_ref().is_some_and(captured)) {
             continue;
         }
-        let table = origin(source, &begin).table;
-        let why = match mirrored {
-            true => {
-                "its rows went into a mirror for the plan's queries, and the plan says now that it goes into the target as it is"
+        let origin = origin(source, &begin);
+        if (into.schema == SCHEMA) != is_mirrored(plan, source, &begin) {
+            return Err(elsewhere(source, &begin, into.schema == SCHEMA));
+        }
+        if into.schema != SCHEMA {
+            continue;
+        }
+        match (is_shape(&into), planner.stored(source, &begin).await?) {
+            (true, Stored::Results(streams)) => {
+                for stream in streams {
+                    declared_as_copied(session, &origin, &stream.declared).await?;
+                }
             }
-            false => "its rows went into the target as they are, and the plan says now that only queries read it",
-        };
-        let next = format!(
-            "change `mirror` back to what it was, or let it be copied to its new place: `crossfade recopy {table}`, and start again"
-        );
-        let what = format!("table {} of source {source:?}", begin.table);
-        return Err(Problem::new(Code::PlanInvalid, what, why, next).into());
+            (true, Stored::Mirror(why)) => return Err(unstored(&origin, &why)),
+            (_, Stored::Nothing(error)) => return Err(error),
+            (false, Stored::Results(_)) => warn!(
+                "table {origin} has a mirror that no query needs any more, as all that read it are streamed: `crossfade recopy {}` copies it without one",
+                origin.table
+            ),
+            (_, Stored::AsIs) | (false, Stored::Mirror(_)) => {}
+        }
     }
     Ok(())
 }
 
-/// Creates the mirror, if it is not there, in the transaction that `session` is in. Its key is built behind its copy.
-pub(crate) async fn mirror(session: &Session, source: &str, begin: &TableBegin) -> Result<TableName, ApplyError> {
+pub(crate) fn elsewhere(source: &str, begin: &TableBegin, mirrored: bool) -> ApplyError {
+    let table = origin(source, begin).table;
+    let why = match mirrored {
+        true => {
+            "its rows went where the plan's queries read them, and the plan says now that it goes into the target as it is"
+        }
+        false => "its rows went into the target as they are, and the plan says now that only queries read it",
+    };
+    let next = format!(
+        "change `mirror` back to what it was, or let it be copied to its new place: `crossfade recopy {table}`, and start again"
+    );
+    let what = format!("table {} of source {source:?}", begin.table);
+    Problem::new(Code::PlanInvalid, what, why, next).into()
+}
+
+/// Nothing is stored of a table, and now the plan wants a mirror of it.
+pub(super) fn unstored(origin: &SourceTable, why: &str) -> ApplyError {
+    Problem::new(
+        Code::PlanInvalid,
+        format!("table {origin}"),
+        format!("when it was copied all that read it was streamed, so nothing else is stored of it; now it needs a mirror: {why}"),
+        format!(
+            "change the plan back to what it was, or let it be copied into a mirror: `crossfade recopy {}`, and start again",
+            origin.table
+        ),
+    )
+    .into()
+}
+
+/// The rows that are streamed from a table of which nothing is stored are of its copy: another declaration wants another copy.
+async fn declared_as_copied(
+    session: &Session,
+    origin: &SourceTable,
+    declared: &plan::Derived,
+) -> Result<(), ApplyError> {
+    let into = &declared.into;
+    let query = "SELECT declared FROM crossfade.derived WHERE into_schema = $1::text AND into_name = $2::text";
+    let row = session.query_opt(query, &[&into.schema, &into.name]).await?;
+    let why = match row.as_ref().map(|row| row.get::<_, &str>(0)) {
+        Some(before) if before == fingerprint(declared) => return Ok(()),
+        Some("") | None => "the plan did not have it",
+        Some(_) => "the plan declared it another way",
+    };
+    let table = &origin.table;
+    Err(Problem::new(
+        Code::PlanInvalid,
+        format!("derived table {into}, line {} of the plan", declared.line),
+        format!("it is streamed from {origin}, of which nothing else is stored, and {why} when that was copied"),
+        format!(
+            "change it back to what it was, or let {table} be copied again: `crossfade recopy {table}`, and start again"
+        ),
+    )
+    .into())
+}
+
+/// The rows of these begin with an epoch of the table that they are streamed from, of which nothing else is stored: those of earlier ones are void.
+pub(crate) async fn stream(
+    session: &Session,
+    source: &str,
+    begin: &TableBegin,
+    streams: &[Stream],
+) -> Result<(), ApplyError> {
     let origin = origin(source, begin);
-    let mirror = Usual.mirror(&origin);
+    let (name, why) = (origin.to_string(), format!("table {} of source {source:?} is copied", begin.table));
+    for Stream { declared, .. } in streams {
+        let into = &declared.into;
+        let query =
+            "SELECT EXISTS (SELECT FROM crossfade.derived WHERE into_schema = $1::text AND into_name = $2::text)";
+        let known: bool = session.query_one(query, &[&into.schema, &into.name]).await?.get(0);
+        if has_rows(session, into).await? {
+            if !known {
+                return Err(occupied(declared));
+            }
+            empty(session, into).await?;
+            model::failpoint!("streamed_emptied");
+        }
+        tables::enclose(session, std::slice::from_ref(into)).await?;
+        session
+            .execute(
+                "INSERT INTO crossfade.derived (into_schema, into_name, declared, reads, filled, why)
+                 VALUES ($1::text, $2::text, $3::text, ARRAY[$4::text], false, $5::text)
+                 ON CONFLICT (into_schema, into_name) DO UPDATE SET declared = excluded.declared, reads = excluded.reads, filled = false, why = excluded.why",
+                &[&into.schema, &into.name, &fingerprint(declared), &name, &why],
+            )
+            .await?;
+    }
+    let names: Vec<String> = streams.iter().map(|stream| stream.declared.into.to_string()).collect();
+    session
+        .execute(
+            "UPDATE crossfade.derived SET declared = '', filled = false WHERE reads = ARRAY[$1::text] AND into_schema || '.' || into_name <> ALL ($2::text[])",
+            &[&name, &names],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Whether a table of the target has rows.
+pub(super) async fn has_rows(session: &Session, into: &TableName) -> Result<bool, ApplyError> {
+    let query = format!("SELECT EXISTS (SELECT FROM {})", into.quoted());
+    Ok(session.query_one(&query, &[]).await?.get(0))
+}
+
+/// Its rows are not crossfade's.
+pub(super) fn occupied(declared: &plan::Derived) -> ApplyError {
+    let into = &declared.into;
+    Problem::new(
+        Code::TargetNotEmpty,
+        format!("table {into} of the target"),
+        format!("it has rows, and the [[table]] in line {} of the plan is to fill it", declared.line),
+        format!("if they are of no use, TRUNCATE {};", into.quoted()),
+    )
+    .into()
+}
+
+/// Drops mirrors and shapes that no table leads into any more.
+pub(crate) async fn sweep(session: &Session) -> Result<(), ApplyError> {
+    let query = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                  WHERE n.nspname = $1::text AND c.relkind = 'r' AND (starts_with(c.relname::text, 'mirror ') OR starts_with(c.relname::text, 'shape '))
+                    AND NOT EXISTS (SELECT FROM crossfade.tables t WHERE t.into_schema = $1::text AND t.into_name = c.relname)";
+    for row in session.query(query, &[&SCHEMA]).await? {
+        let left = TableName::new(SCHEMA, row.get::<_, String>(0));
+        session.batch_execute(&format!("DROP TABLE {}", left.quoted())).await?;
+    }
+    Ok(())
+}
+
+/// Creates the mirror, if it is not there, in the transaction that `session` is in. Its key is built behind its copy. Without `rows` it only has the columns.
+pub(crate) async fn mirror(
+    session: &Session,
+    source: &str,
+    begin: &TableBegin,
+    rows: bool,
+) -> Result<TableName, ApplyError> {
+    let origin = origin(source, begin);
+    let mirror = if rows { Usual.mirror(&origin) } else { stored::shape(&origin) };
     let there = "SELECT to_regclass($1::text) IS NOT NULL";
     if session.query_one(there, &[&mirror.quoted()]).await?.get(0) {
         return Ok(mirror);
@@ -68,10 +209,14 @@ pub(crate) async fn mirror(session: &Session, source: &str, begin: &TableBegin) 
         "CREATE TABLE {0} ({1}); COMMENT ON TABLE {0} IS {2}",
         mirror.quoted(),
         columns.join(", "),
-        quote::literal(&format!("table {origin}, as the plan's queries read it; removed by `crossfade complete`"))
+        quote::literal(&match rows {
+            true => format!("table {origin}, as the plan's queries read it; removed by `crossfade complete`"),
+            false =>
+                format!("the columns of table {origin}, whose rows are only streamed; removed by `crossfade complete`"),
+        })
     );
     session.batch_execute(&create).await.map_err(|error| refused(&origin, error.into()))?;
-    if let Some(key) = key(&mirror, begin) {
+    if let Some(key) = key(&mirror, begin).filter(|_| rows) {
         note(session, source, &mirror, begin, "CONSTRAINT", &key).await?;
     }
     model::failpoint!("mirror_created");
@@ -160,7 +305,21 @@ pub(crate) async fn reshape(
         let alter = format!("ALTER TABLE {} {change}", mirror.quoted());
         session.batch_execute(&alter).await.map_err(|error| refused(&origin("", begin), error.into()))?;
     }
+    if is_shape(mirror) {
+        return Ok(());
+    }
     rekey(session, source, mirror, begin).await
+}
+
+/// Takes all rows from a table of the target.
+pub(crate) async fn empty(session: &Session, into: &TableName) -> Result<(), ApplyError> {
+    // TRUNCATE refuses a table that others refer to, even where they are empty, and is a right of its own.
+    let query = "SELECT has_table_privilege($1::text, 'TRUNCATE') AND NOT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = to_regclass($1::text))";
+    let sql = match session.query_one(query, &[&into.quoted()]).await?.get(0) {
+        true => format!("TRUNCATE {}", into.quoted()),
+        false => format!("DELETE FROM {}", into.quoted()),
+    };
+    Ok(session.batch_execute(&sql).await?)
 }
 
 fn refused(origin: &SourceTable, error: ApplyError) -> ApplyError {

@@ -11,6 +11,7 @@ use pg::Session;
 use tokio_postgres::Row;
 
 use super::home::{Homes, SCHEMA, origin};
+use super::stored::{is_shape, wants_mirror};
 use crate::{ApplyError, tables};
 
 /// A derived table, and what keeps it current.
@@ -50,7 +51,7 @@ fn home(source: &str, into: &TableName, begin: &TableBegin) -> TableName {
     if into.schema == SCHEMA { into.clone() } else { origin(source, begin).table }
 }
 
-fn identity(begin: &TableBegin) -> Vec<String> {
+pub(super) fn identity(begin: &TableBegin) -> Vec<String> {
     let all = || begin.columns.iter().map(|column| column.name.clone()).collect();
     if begin.key.is_empty() && begin.full { all() } else { begin.key.clone() }
 }
@@ -149,13 +150,7 @@ impl Known {
     pub async fn compile(&self, session: &Session, derived: &plan::Derived) -> Result<Option<Compiled>, ApplyError> {
         let catalog = Catalog { target: relation(session, &derived.into).await?, ..self.catalog.clone() };
         if catalog.target.columns.is_empty() {
-            return Err(Problem::new(
-                Code::TargetMissing,
-                format!("table {}", derived.into),
-                format!("the plan's [[table]] in line {} goes into it, and the target has no such table", derived.line),
-                "create it there",
-            )
-            .into());
+            return Err(no_target(derived));
         }
         let compiled = match mapping::compile(derived, &catalog, &self.homes) {
             Ok(compiled) => compiled,
@@ -187,12 +182,27 @@ impl Known {
             )
             .into());
         }
+        if let Some(table) = compiled.sources.iter().find(|source| self.is_unstored(source))
+            && let Some(why) = wants_mirror(&compiled)
+        {
+            return Err(super::home::unstored(table, &why));
+        }
         Ok(Some(compiled))
+    }
+
+    /// Whether nothing of a table is stored besides what is streamed from it.
+    pub fn is_unstored(&self, table: &SourceTable) -> bool {
+        self.homes.0.get(table).is_some_and(is_shape)
+    }
+
+    /// Whether a declaration can read such a table.
+    pub fn streams(&self, derived: &plan::Derived) -> bool {
+        self.homes.0.iter().any(|(table, home)| is_shape(home) && mapping::mentions(derived, table))
     }
 
     /// A table that is not known for good: the log has told of it, and the target has it not.
     fn absent(&self, derived: &plan::Derived, troubles: &[Trouble]) -> Option<Problem> {
-        let table = self.absent.iter().find(|table| troubles.iter().any(|trouble| misses(trouble, table)))?;
+        let table = self.absent.iter().find(|table| troubles.iter().any(|trouble| trouble.misses(table)))?;
         Some(Problem::new(
             Code::TargetMissing,
             format!("derived table {}, line {} of the plan", derived.into, derived.line),
@@ -206,7 +216,7 @@ impl Known {
 
     /// A partition is read through the table at its top: its rows are nowhere by themselves.
     fn of_partition(&self, derived: &plan::Derived, troubles: &[Trouble]) -> Option<Problem> {
-        let missed = |partition: &SourceTable| troubles.iter().any(|trouble| misses(trouble, partition));
+        let missed = |partition: &SourceTable| troubles.iter().any(|trouble| trouble.misses(partition));
         let (partition, top) = self.tops.iter().find(|(partition, _)| missed(partition))?;
         Some(Problem::new(
             Code::SqlRefused,
@@ -217,14 +227,19 @@ impl Known {
     }
 }
 
-/// Whether a query does not find this table, however it names it.
-pub(crate) fn misses(trouble: &Trouble, table: &SourceTable) -> bool {
-    let names = [table.to_string(), table.table.to_string(), table.table.name.clone()];
-    trouble.kind == TroubleKind::UnknownTable && names.iter().any(|name| trouble.what == format!("table {name}"))
+/// Its rows have nowhere to go.
+pub(super) fn no_target(derived: &plan::Derived) -> ApplyError {
+    Problem::new(
+        Code::TargetMissing,
+        format!("table {}", derived.into),
+        format!("the plan's [[table]] in line {} goes into it, and the target has no such table", derived.line),
+        "create it there",
+    )
+    .into()
 }
 
 /// The first of what is wrong, where it stands in the plan.
-fn refused(derived: &plan::Derived, troubles: &[Trouble]) -> ApplyError {
+pub(super) fn refused(derived: &plan::Derived, troubles: &[Trouble]) -> ApplyError {
     let Some(trouble) = troubles.first() else {
         return Problem::new(Code::Internal, "a derived table", "it is refused without a reason", "report it").into();
     };

@@ -21,6 +21,8 @@ pub struct Derived {
     pub reads: Vec<SourceTable>,
     /// What these are in the target, and of which source each is; of a partitioned one, its partitions.
     pub mirrors: Vec<(String, TableName)>,
+    /// Nothing is stored of the table that it is streamed from: there is no mirror to compare with.
+    pub alone: bool,
 }
 
 /// The plan's derived tables, as the target's state has it that they are read.
@@ -37,9 +39,10 @@ pub async fn derived(session: &Session, plan: &Plan) -> Result<Vec<Derived>, App
         let compiled = known.compile(session, derived).await?;
         let reads = compiled.as_ref().map(|compiled| compiled.sources.clone()).unwrap_or_default();
         let mirrors = reads.iter().flat_map(|read| known.mirrors(read)).collect();
+        let alone = reads.iter().any(|read| known.is_unstored(read));
         let key = compiled.as_ref().map_or(&derived.key, |compiled| &compiled.key).clone();
         let oracle = compiled.map(|compiled| compiled.oracle);
-        all.push(Derived { into: derived.into.clone(), key, oracle, reads, mirrors });
+        all.push(Derived { into: derived.into.clone(), key, oracle, reads, mirrors, alone });
     }
     Ok(all)
 }

@@ -3,6 +3,8 @@
 //! Around what is written to the mirrors: the rows that are touched, as they were, lead to units over the mirrors as they were; as they are, over the
 //! mirrors as they are. A transaction that comes in pieces does so for each; the units add up, as each step from one state to the next is complete by itself. Once all is written
 //! the units' rows are made anew, and what is gone, new or different goes into the target.
+//!
+//! Where nothing is stored of a table, there is no such before and after: what becomes of its rows in a group goes from the changes themselves into the tables that are streamed from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,10 +14,11 @@ use pg::Session;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::home::Homes;
+use super::home::{self, Homes};
 use super::kept::Kept;
+use super::stored::is_shape;
 use crate::lease::Lease;
-use crate::tail::Touched;
+use crate::tail::{Changed, Prepared, Touched};
 use crate::{ApplyError, Job};
 
 /// The derived tables of a plan, as long as the tail runs.
@@ -40,6 +43,7 @@ pub(crate) struct Derivations<'a> {
     prepared: BTreeSet<TableName>,
     /// What the open transaction affects.
     due: BTreeMap<TableName, Due>,
+    statements: Prepared,
 }
 
 /// What of a derived table is to be made anew.
@@ -66,7 +70,14 @@ impl<'a> Derivations<'a> {
             changed: BTreeSet::new(),
             prepared: BTreeSet::new(),
             due: BTreeMap::new(),
+            statements: Prepared::default(),
         }
+    }
+
+    /// The table that it is streamed from, if nothing is stored of that.
+    pub(super) fn unstored(&self, compiled: &mapping::Compiled) -> Option<SourceTable> {
+        let Way::Streamed(streamed) = &compiled.way else { return None };
+        is_shape(&self.homes.mirror(&streamed.source)).then(|| streamed.source.clone())
     }
 
     /// The tables whose touched rows have to be known.
@@ -122,6 +133,13 @@ impl<'a> Derivations<'a> {
 
     /// Once they have changed.
     pub async fn after(&mut self, touched: &Touched<'_>) -> Result<(), ApplyError> {
+        for number in 0..self.kept.len() {
+            let source = self.unstored(&self.kept[number].compiled);
+            if let Some(changed) = source.and_then(|source| touched.of_rows(&source)) {
+                self.stream(number, changed).await?;
+                model::failpoint!("streamed_written");
+            }
+        }
         let tables: Vec<SourceTable> = touched.tables().cloned().collect();
         if tables.is_empty() {
             return Ok(());
@@ -136,13 +154,63 @@ impl<'a> Derivations<'a> {
                 Way::Streamed(streamed) if tables.contains(&streamed.source) => {
                     let steps: Vec<String> = streamed.steps.iter().map(|step| step.sql.clone()).collect();
                     let new = self.homes.changed(&streamed.source, Side::New).quoted();
-                    self.write(kept, &steps, &made(streamed, &new)).await?;
+                    self.write(kept, &steps, &streamed.made(&new)).await?;
                 }
                 Way::Streamed(_) => {}
             }
         }
         model::failpoint!("units_found_again");
         Ok(())
+    }
+
+    /// Writes what becomes of the rows of a table of which nothing is stored. In the order of the steps it may meet a unique value that another row is about
+    /// to give up: then all of them leave before any comes.
+    async fn stream(&mut self, number: usize, changed: &Changed<'_>) -> Result<(), ApplyError> {
+        let Derivations { session, kept, statements: prepared, homes, .. } = self;
+        let (session, kept): (&Session, &Kept) = (session, &kept[number]);
+        let Way::Streamed(streamed) = &kept.compiled.way else { return Ok(()) };
+        if changed.is_emptied() {
+            home::empty(session, &kept.declared.into).await?;
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        session.batch_execute("SAVEPOINT crossfade_streamed").await?;
+        let written = changed.write(session, prepared, streamed).await;
+        if let Ok(true) = written {
+            return Ok(session.batch_execute("RELEASE crossfade_streamed").await?);
+        }
+        if let Err(error) = &written
+            && error.retry()
+        {
+            return written.map(drop);
+        }
+        session.batch_execute("ROLLBACK TO crossfade_streamed; RELEASE crossfade_streamed").await?;
+        match written {
+            Ok(_) => Err(changed.missing(session, streamed).await?),
+            Err(error) if error.is_constraint() => {
+                model::failpoint!("streamed_undone");
+                session.batch_execute("SET CONSTRAINTS ALL DEFERRED").await?;
+                let made = changed.apart(session, prepared, streamed).await.map_err(|error| failed(kept, error))?;
+                let Some(made) = made else { return Err(changed.missing(session, streamed).await?) };
+                let gone = format!(
+                    "DELETE FROM {} AS t USING {} AS o WHERE {} AND NOT EXISTS (SELECT FROM {} AS n WHERE {})",
+                    streamed.into.quoted(),
+                    made.keys,
+                    equal("t", "o", &streamed.key),
+                    made.made,
+                    equal("n", "o", &streamed.key)
+                );
+                let statements = [gone, streamed.upsert_made(&made.made)];
+                let stay = homes.scratch(&kept.declared.into, "stay");
+                let mut sql = apart(session, kept, &stay, &statements, &made.made).await?;
+                sql.push(format!("DROP TABLE {}, {}", made.made, made.keys));
+                session.batch_execute(&sql.join(";\n")).await.map_err(|error| failed(kept, error.into()))
+            }
+            // It says by itself what is to be done.
+            Err(error @ ApplyError::Stop(_)) => Err(error),
+            Err(error) => Err(failed(kept, error)),
+        }
     }
 
     /// Makes anew what the transaction affects, once all of it is written.
@@ -186,7 +254,7 @@ impl<'a> Derivations<'a> {
             }
             Way::Streamed(streamed) => {
                 let mirror = self.homes.mirror(&streamed.source).quoted();
-                self.write(kept, &streamed.refill, &made(streamed, &mirror)).await
+                self.write(kept, &streamed.refill, &streamed.made(&mirror)).await
             }
         }
     }
@@ -239,76 +307,76 @@ impl<'a> Derivations<'a> {
                 self.session.batch_execute("ROLLBACK TO crossfade_derived; RELEASE crossfade_derived").await?;
                 model::failpoint!("derived_undone");
                 self.session.batch_execute("SET CONSTRAINTS ALL DEFERRED").await?;
-                let apart = self.apart(kept, statements, result).await?;
+                let stay = self.homes.scratch(&kept.declared.into, "stay");
+                let apart = apart(self.session, kept, &stay, statements, result).await?;
                 self.run(kept, &apart).await
             }
             Err(error) => Err(failed(kept, error)),
         }
     }
+}
 
-    /// The same in another order: rows that stay are taken out and put back as they are to be, all at once. What the query does not give of them stays.
-    async fn apart(&self, kept: &Kept, statements: &[String], result: &str) -> Result<Vec<String>, ApplyError> {
-        let derived = &kept.declared;
-        let (into, stay) = (derived.into.quoted(), self.homes.scratch(&derived.into, "stay"));
-        let target = super::kept::relation(self.session, &derived.into).await?;
-        let equal = |one: &str, other: &str| {
-            let each = kept.compiled.key.iter().map(|name| format!("{one}.{0} = {other}.{0}", quote::ident(name)));
-            each.collect::<Vec<_>>().join(" AND ")
-        };
-        let mut set = Vec::new();
-        for name in kept.compiled.columns.iter().filter(|name| !kept.compiled.key.contains(name)) {
-            if target.columns.iter().any(|column| column.name == *name && column.identity_always) {
-                continue;
-            }
-            let column = quote::ident(name);
-            match derived.on_conflict.get(name) {
-                Some(plan::OnConflict::Keep) => {}
-                None | Some(plan::OnConflict::Overwrite) => set.push(format!("{column} = r.{column}")),
-                Some(plan::OnConflict::Greatest) => set.push(format!("{column} = GREATEST(s.{column}, r.{column})")),
-                Some(plan::OnConflict::Least) => set.push(format!("{column} = LEAST(s.{column}, r.{column})")),
-            }
+/// The same in another order: rows that stay are taken out and put back as they are to be, all at once. What the query does not give of them stays.
+async fn apart(
+    session: &Session,
+    kept: &Kept,
+    stay: &TableName,
+    statements: &[String],
+    result: &str,
+) -> Result<Vec<String>, ApplyError> {
+    let derived = &kept.declared;
+    let into = derived.into.quoted();
+    let target = super::kept::relation(session, &derived.into).await?;
+    let equal = |one: &str, other: &str| equal(one, other, &kept.compiled.key);
+    let mut set = Vec::new();
+    for name in kept.compiled.columns.iter().filter(|name| !kept.compiled.key.contains(name)) {
+        if target.columns.iter().any(|column| column.name == *name && column.identity_always) {
+            continue;
         }
-        let columns: Vec<&str> =
-            target.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str()).collect();
-        let (columns, stay) = (quote::idents(columns), quote::ident(&stay.name));
-        let mut sql = vec![
-            format!("DROP TABLE IF EXISTS pg_temp.{stay}"),
-            format!(
-                "CREATE TEMP TABLE {stay} AS SELECT {columns} FROM {into} AS t WHERE EXISTS (SELECT FROM {result} AS r WHERE {})",
-                equal("r", "t")
-            ),
-            format!("DELETE FROM {into} AS t USING pg_temp.{stay} AS s WHERE {}", equal("s", "t")),
-        ];
-        if !set.is_empty() {
-            sql.push(format!(
-                "UPDATE pg_temp.{stay} AS s SET {} FROM {result} AS r WHERE {}",
-                set.join(", "),
-                equal("r", "s")
-            ));
+        let column = quote::ident(name);
+        match derived.on_conflict.get(name) {
+            Some(plan::OnConflict::Keep) => {}
+            None | Some(plan::OnConflict::Overwrite) => set.push(format!("{column} = r.{column}")),
+            Some(plan::OnConflict::Greatest) => set.push(format!("{column} = GREATEST(s.{column}, r.{column})")),
+            Some(plan::OnConflict::Least) => set.push(format!("{column} = LEAST(s.{column}, r.{column})")),
         }
-        let (last, gone) = statements.split_last().map_or((None, statements), |(last, gone)| (Some(last), gone));
-        sql.extend(gone.iter().cloned());
-        sql.push(format!(
-            "INSERT INTO {into} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM pg_temp.{stay}"
-        ));
-        sql.extend(last.cloned());
-        sql.push(format!("DROP TABLE pg_temp.{stay}"));
-        Ok(sql)
     }
+    let columns: Vec<&str> =
+        target.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str()).collect();
+    let (columns, stay) = (quote::idents(columns), quote::ident(&stay.name));
+    let mut sql = vec![
+        format!("DROP TABLE IF EXISTS pg_temp.{stay}"),
+        format!(
+            "CREATE TEMP TABLE {stay} AS SELECT {columns} FROM {into} AS t WHERE EXISTS (SELECT FROM {result} AS r WHERE {})",
+            equal("r", "t")
+        ),
+        format!("DELETE FROM {into} AS t USING pg_temp.{stay} AS s WHERE {}", equal("s", "t")),
+    ];
+    if !set.is_empty() {
+        sql.push(format!(
+            "UPDATE pg_temp.{stay} AS s SET {} FROM {result} AS r WHERE {}",
+            set.join(", "),
+            equal("r", "s")
+        ));
+    }
+    let (last, gone) = statements.split_last().map_or((None, statements), |(last, gone)| (Some(last), gone));
+    sql.extend(gone.iter().cloned());
+    sql.push(format!("INSERT INTO {into} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM pg_temp.{stay}"));
+    sql.extend(last.cloned());
+    sql.push(format!("DROP TABLE pg_temp.{stay}"));
+    Ok(sql)
+}
+
+/// The condition that the columns of `one` and `other` are equal.
+fn equal(one: &str, other: &str, columns: &[String]) -> String {
+    let each = columns.iter().map(|name| format!("{one}.{0} = {other}.{0}", quote::ident(name)));
+    each.collect::<Vec<_>>().join(" AND ")
 }
 
 /// The steps that are due where rows of these tables are touched.
 fn of(steps: &[Step], tables: &[SourceTable]) -> Vec<String> {
     let due = steps.iter().filter(|step| step.tables.iter().any(|table| tables.contains(table)));
     due.map(|step| step.sql.clone()).collect()
-}
-
-/// A streamed table's rows, made of those in `rows`, as a subquery.
-fn made(streamed: &mapping::Streamed, rows: &str) -> String {
-    let columns: Vec<String> =
-        streamed.columns.iter().map(|column| format!("{} AS {}", column.sql, quote::ident(&column.name))).collect();
-    let filter = streamed.filter.as_ref().map_or(String::new(), |filter| format!(" WHERE {filter}"));
-    format!("(SELECT {} FROM {rows} AS r{filter})", columns.join(", "))
 }
 
 /// A derived table could not be made.

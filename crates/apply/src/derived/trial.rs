@@ -41,7 +41,25 @@ pub(super) async fn trouble(
     if let Some(problem) = rights(plan, derived, target).await? {
         return Ok(Some(problem));
     }
-    let Ok(compiled) = mapping::compile(derived, catalog, &Trial) else { return Ok(None) };
+    if let Some(problem) = trial(plan, derived, catalog, target).await? {
+        return Ok(Some(problem));
+    }
+    // What is for rehearsals alone is known to be right before one.
+    let Some(rehearsed) = derived.rehearsal() else { return Ok(None) };
+    let problem = trial(plan, &rehearsed, catalog, target).await?;
+    Ok(problem.map(|problem| Problem { why: format!("masked, as rehearsals have it: {}", problem.why), ..problem }))
+}
+
+async fn trial(
+    plan: &Plan,
+    derived: &Derived,
+    catalog: &Catalog,
+    target: &Session,
+) -> Result<Option<Problem>, ApplyError> {
+    let compiled = match mapping::compile(derived, catalog, &Trial) {
+        Ok(compiled) => compiled,
+        Err(troubles) => return Ok(troubles.first().map(|trouble| Part::table(plan, derived).trouble(trouble))),
+    };
     target.batch_execute("BEGIN").await?;
     let tried = tried(plan, derived, &compiled, catalog, target).await;
     target.batch_execute("ROLLBACK").await?;

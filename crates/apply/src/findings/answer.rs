@@ -14,6 +14,16 @@ use crate::ApplyError;
 /// Rows shown to people; the JSON has more.
 const SHOWN: usize = 3;
 
+/// Of a value, in characters, what people are shown; the JSON has more.
+const SHORT: usize = 60;
+
+fn short(text: &str) -> String {
+    match text.char_indices().nth(SHORT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// A finding, and how many rows it has. Its JSON is what scripts rely on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Counted {
@@ -108,7 +118,8 @@ impl Counted {
         let word = if self.count == Some(0) { "none" } else { text_of(self.severity) };
         let mut text = format!("{word:<8} {}\n", self.line().replace(char::is_control, " "));
         for sample in self.samples.iter().take(SHOWN) {
-            let value = |(name, value): (&String, &Value)| format!("{name}={}", value.as_str().unwrap_or("null"));
+            let value =
+                |(name, value): (&String, &Value)| format!("{name}={}", short(value.as_str().unwrap_or("null")));
             let row: Vec<String> = sample.iter().map(value).collect();
             text += &format!("         {}\n", row.join(", ").replace(char::is_control, " "));
         }
@@ -242,6 +253,9 @@ mod tests {
         assert!(text.contains("email=null, id=0 \n") && text.ends_with("and 9 more\n"), "{text}");
         assert!(counted(Some(0)).text().starts_with("none     lost: none, as of 0/1\n"));
         assert!(counted(None).text().contains("not counted: no time"));
+        let mut long = counted(Some(1));
+        long.samples[0].insert("email".to_owned(), Value::from("ü".repeat(SHORT + 1)));
+        assert!(long.text().contains(&format!("email={}…, id=0", "ü".repeat(SHORT))), "{}", long.text());
     }
 
     #[test]

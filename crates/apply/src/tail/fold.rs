@@ -68,6 +68,8 @@ impl Run {
     /// Adds a change that is no move.
     pub fn push(&mut self, op: Op) {
         match &self.target.identity {
+            // What becomes of them is worked out for the whole group.
+            _ if !self.target.stored => {}
             Identity::Key(key) => self.broken |= !keyed(&mut self.nets, &op, key),
             Identity::WholeRow => self.whole(&op),
             Identity::None => self.broken |= !matches!(op, Op::Insert(_)),

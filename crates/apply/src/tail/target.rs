@@ -8,7 +8,7 @@ use model::{Code, Oid, Problem, Record, Relation, Snapshot, TableBegin, TableNam
 use pg::Session;
 use pg::catalog::{TargetColumn, target_columns};
 
-use crate::derived::home;
+use crate::derived::{home, stored};
 use crate::{ApplyError, tables};
 
 /// What tells rows apart.
@@ -29,6 +29,8 @@ pub(super) struct Target {
     pub origin: SourceTable,
     /// The table here.
     pub into: TableName,
+    /// Rows go into it. If not, it only has the columns, and what is streamed from the table is all that is stored.
+    pub stored: bool,
     /// Stands before its name, so that inheritance children are left alone.
     pub only: &'static str,
     /// Of the relation, in its order, each with its counterpart here.
@@ -138,9 +140,11 @@ pub(super) async fn find(session: &Session, source: &str, relation: &Relation) -
     let bound = (into != *table && !begin.partition_bound.is_empty()).then(|| begin.partition_bound.clone());
     let only = pg::catalog::only(session, &into).await?;
     let origin = home::origin(source, &begin);
+    let stored = !stored::is_shape(&into);
     Ok(Some(Target {
         origin,
         into,
+        stored,
         only,
         columns,
         identity: identity(relation, &begin),
@@ -167,6 +171,15 @@ impl Target {
     pub fn for_test(identity: Identity) -> Self {
         let into = TableName::new("public", "t");
         let origin = SourceTable::new("shop", into.clone());
-        Target { origin, into, only: "", columns: Vec::new(), identity, copied: Snapshot::default(), bound: None }
+        Target {
+            origin,
+            into,
+            stored: true,
+            only: "",
+            columns: Vec::new(),
+            identity,
+            copied: Snapshot::default(),
+            bound: None,
+        }
     }
 }

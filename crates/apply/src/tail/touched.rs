@@ -12,6 +12,7 @@ use tokio_postgres::types::ToSql;
 use super::fold::{Op, filled, key_of};
 use super::gather::Step;
 use super::sets::Statement;
+use super::streamed::Changed;
 use super::target::{Identity, Target};
 use crate::ApplyError;
 
@@ -21,6 +22,8 @@ pub(crate) struct Touched<'a> {
     rows: BTreeMap<SourceTable, Vec<Rows<'a>>>,
     /// Tables of which all rows may be touched.
     emptied: BTreeSet<SourceTable>,
+    /// What becomes of the rows of tables of which nothing is stored.
+    changed: BTreeMap<SourceTable, Changed<'a>>,
 }
 
 /// Rows of a table; of a partitioned one, of a partition.
@@ -37,10 +40,18 @@ struct Rows<'a> {
 
 impl<'a> Touched<'a> {
     /// Of those tables that are `read`.
-    pub(super) fn of(steps: &'a [Step], read: &BTreeSet<SourceTable>) -> Touched<'a> {
+    ///
+    /// # Errors
+    /// Changes of a row of which nothing is stored do not follow each other.
+    pub(super) fn of(steps: &'a [Step], read: &BTreeSet<SourceTable>) -> Result<Touched<'a>, ApplyError> {
         let mut touched = Touched::default();
         for step in steps {
             match step {
+                Step::Rows(run) if !run.target.stored => {
+                    let changed = touched.changed(&run.target);
+                    run.ops.iter().try_for_each(|op| changed.op(op))?;
+                }
+                Step::Move { target, old, new } if !target.stored => touched.changed(target).moves(old, new)?,
                 Step::Rows(run) if read.contains(&run.target.origin) => {
                     let rows = touched.rows(&run.target);
                     run.ops.iter().for_each(|op| rows.op(op));
@@ -51,18 +62,34 @@ impl<'a> Touched<'a> {
                     rows.key(new);
                 }
                 Step::Truncate { targets, .. } => {
-                    let emptied = targets.iter().map(|target| &target.origin).filter(|origin| read.contains(origin));
-                    touched.emptied.extend(emptied.cloned());
+                    for target in targets.iter().filter(|target| !target.stored) {
+                        touched.changed(target).empty();
+                    }
+                    let stored = targets.iter().filter(|target| target.stored).map(|target| &target.origin);
+                    touched.emptied.extend(stored.filter(|origin| read.contains(origin)).cloned());
                 }
                 Step::Rows(_) | Step::Move { .. } => {}
             }
         }
-        touched
+        Ok(touched)
+    }
+
+    fn changed(&mut self, target: &'a Target) -> &mut Changed<'a> {
+        self.changed.entry(target.origin.clone()).or_insert_with(|| Changed::of(target))
+    }
+
+    /// What becomes of the rows of a table of which nothing is stored.
+    pub(crate) fn of_rows(&self, table: &SourceTable) -> Option<&Changed<'a>> {
+        self.changed.get(table)
     }
 
     /// Rows of one table that are taken away by their keys (without a key, as they are), and others put in their place.
     pub(super) fn replaced(target: &'a Target, keys: &'a [Tuple], new: &'a [Tuple]) -> Touched<'a> {
         let mut touched = Touched::default();
+        if !target.stored {
+            touched.changed(target).replace(keys, new);
+            return touched;
+        }
         let rows = touched.rows(target);
         match target.identity {
             Identity::Key(_) => keys.iter().chain(new).for_each(|tuple| rows.key(tuple)),

@@ -65,12 +65,12 @@ pub(super) async fn run(
             lease.begin(session).await?;
             writer.begins();
             derived.begins();
-            if matches!(group.steps.first(), Some(Step::Truncate { .. })) {
+            if group.steps.iter().any(|step| matches!(step, Step::Truncate { .. })) {
                 // A transaction that is streamed has the origin of its first change; what a TRUNCATE writes first has none.
                 session.batch_execute("UPDATE crossfade.checkpoint SET rows = rows").await?;
             }
         }
-        let touched = Touched::of(&group.steps, derived.read());
+        let touched = Touched::of(&group.steps, derived.read())?;
         derived.before(&touched).await?;
         for step in &group.steps {
             writer.step(step).await?;

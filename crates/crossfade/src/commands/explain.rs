@@ -105,6 +105,13 @@ fn table(plan: &Plan, one: &Explained) -> String {
     if !compiled.oracle.left_out.is_empty() {
         line("history", &format!("{}: verify leaves them out", list(&compiled.oracle.left_out)));
     }
+    if one.alone {
+        line("stores", "nothing besides these rows");
+    } else if matches!(compiled.way, Way::Streamed(_)) {
+        for (table, why) in &one.mirrors {
+            line("mirror", &format!("{table} has one all the same: {why}"));
+        }
+    }
     if let Way::Maintained(maintained) = &compiled.way {
         for index in &maintained.indexes {
             line("index", &format!("{} ({}), which crossfade makes", index.table, list(&index.columns)));
@@ -192,6 +199,7 @@ fn document(plan: &Plan, one: &Explained) -> Value {
         "into": compiled.into.to_string(), "file": plan.path.display().to_string(), "line": declared.line, "way": way, "reason": reason,
         "sources": compiled.sources.iter().map(ToString::to_string).collect::<Vec<_>>(), "columns": compiled.columns, "key": compiled.key,
         "unit": if declared.recompute_by.is_empty() { &compiled.key } else { &declared.recompute_by },
+        "mirrors": one.mirrors.iter().map(|(table, why)| json!({ "table": table.to_string(), "why": why })).collect::<Vec<_>>(),
         "left_out_of_verify": compiled.oracle.left_out, "derivations": derivations, "indexes": indexes, "statements": statements,
         "planned": one.look == Look::Planned, "missing": missing, "warnings": one.warnings.iter().map(report::object).collect::<Vec<_>>(),
     })

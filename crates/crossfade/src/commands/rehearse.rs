@@ -68,8 +68,7 @@ async fn job(plan: &Plan, asked: &Asked, url: Secret, option: &str) -> Result<Jo
         Problem::new(Code::NothingRecorded, format!("the log in {}", plan.state_dir.display()), "it is not there", next)
     })?;
     // The same plan with another target; whoever takes the target from it gets this one.
-    let mut rehearsed = plan.clone();
-    rehearsed.target.url = url;
+    let rehearsed = plan.rehearsal(url);
     let into = wiring::target(&rehearsed)
         .map_err(|problem| Problem { what: format!("{option}: {}", problem.what), ..problem })?;
     Ok(Job { plan: Arc::new(rehearsed), into, log, worker: wiring::worker(), until: asked.until, against })

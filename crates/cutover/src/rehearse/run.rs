@@ -291,7 +291,11 @@ impl Rehearsal<'_> {
     async fn report(&self, at: SystemTime, begun: Instant, tail: f64, foreign: f64) -> Result<Report, Problem> {
         let mut tables = Vec::new();
         for origin in &self.origins {
-            let query = "SELECT DISTINCT into_schema, into_name FROM crossfade.tables WHERE source = $1::text";
+            // Where nothing is stored of a table, there is what is streamed from it.
+            let query = "SELECT DISTINCT coalesce(d.into_schema, t.into_schema), coalesce(d.into_name, t.into_name)
+                           FROM (SELECT *, into_schema = 'crossfade' AND starts_with(into_name, 'shape ') AS shape FROM crossfade.tables) t
+                           LEFT JOIN crossfade.derived d ON t.shape AND d.declared <> '' AND d.reads = ARRAY[t.source || '.' || t.schema || '.' || t.name]
+                          WHERE t.source = $1::text AND (d.into_name IS NOT NULL OR NOT t.shape)";
             let rows = self.session.query(query, &[&origin.name]).await.map_err(PgError::from)?;
             let there = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
             let names: BTreeSet<TableName> = there.chain(origin.recorded.keys().cloned()).collect();

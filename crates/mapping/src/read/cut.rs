@@ -39,8 +39,11 @@ impl<'a> Reader<'a> {
             if let Some((why, next)) = refused {
                 return Err(self.trouble(TroubleKind::Declaration, 0, format!("the mask of column {name}"), why, next));
             }
+            // One that does not hold here is read all the same: it has to be right, and has a part in what the table reads.
             let expr = self.of_one_row(mask, names.clone())?;
-            targets.iter_mut().filter(|target| target.name == *name).for_each(|target| target.expr = expr.clone());
+            if let Some(target) = targets.iter_mut().find(|target| cut.mask_in.holds() && target.name == *name) {
+                target.expr = expr;
+            }
         }
         let filter = match &cut.filter {
             Some(filter) => self.of_one_row(filter, names)?.conjuncts(),

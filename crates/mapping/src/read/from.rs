@@ -9,7 +9,7 @@ use super::scope::{Names, Parent, Scope, listed};
 use super::{Mention, Reader, inner, strings};
 use crate::catalog::Table;
 use crate::query::{Expr, From, JoinKind, Query, Read};
-use crate::trouble::{Trouble, TroubleKind};
+use crate::trouble::{Named, Trouble, TroubleKind};
 
 impl Reader<'_> {
     /// An item of FROM and the names it brings. `before` is what stands left of it, for LATERAL.
@@ -112,8 +112,9 @@ impl Reader<'_> {
     }
 
     fn no_table(&self, range: &RangeVar) -> Trouble {
-        let parts = [&range.catalogname, &range.schemaname, &range.relname];
-        let name = parts.into_iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join(".");
+        let part = |part: &String| Some(part.clone()).filter(|part| !part.is_empty());
+        let (source, schema) = (part(&range.catalogname), part(&range.schemaname));
+        let named = Named { source, schema, name: range.relname.clone() };
         let alike: Vec<String> = self
             .catalog
             .tables
@@ -122,13 +123,14 @@ impl Reader<'_> {
             .map(|table| table.name.to_string())
             .collect();
         let alike: Vec<&str> = alike.iter().map(String::as_str).collect();
-        self.trouble(
+        let trouble = self.trouble(
             TroubleKind::UnknownTable,
             range.location,
-            format!("table {name}"),
+            format!("table {named}"),
             "no source of the plan captures it",
             format!("write source.schema.table of a captured table: {}", listed(&alike)),
-        )
+        );
+        Trouble { table: Some(Box::new(named)), ..trouble }
     }
 
     fn subselect<'s>(

@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 
 use model::{Problem, TableName};
 
-use crate::derived::{AffectedBy, Cut, Part, Rows};
+use crate::derived::{AffectedBy, Cut, MaskIn, Part, Rows};
 use crate::written::{Entry, Section};
 use crate::{Derived, OnConflict, Source, Sql, WhenMissing};
 
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 13] = [
     "into",
     "key",
     "sql",
@@ -14,6 +14,7 @@ const KNOWN: [&str; 12] = [
     "columns",
     "where",
     "mask",
+    "mask_in",
     "merge",
     "recompute_by",
     "on_conflict",
@@ -152,7 +153,7 @@ fn rows(section: &Section<'_>, sources: &[Source]) -> Result<Rows, Problem> {
     const FROM: &str = "shop.public.customer";
     let (query, from) = (section.get("sql"), section.get("from"));
     let Some(from) = from else {
-        let of_cut = ["columns", "where", "mask"].into_iter().find_map(|key| section.get(key));
+        let of_cut = ["columns", "where", "mask", "mask_in"].into_iter().find_map(|key| section.get(key));
         return match (query, of_cut) {
             (Some(_), Some(entry)) => Err(entry.problem("it goes with `from`, not with `sql`", "write it into the query")),
             (Some(query), None) => Ok(Rows::Query(sql(&query, SELECT)?)),
@@ -180,7 +181,17 @@ fn rows(section: &Section<'_>, sources: &[Source]) -> Result<Rows, Problem> {
         columns: section.get("columns").map(|entry| names(&entry)).transpose()?.unwrap_or_default(),
         filter: section.get("where").map(|entry| sql(&entry, "country = 'ch'")).transpose()?,
         masks,
+        mask_in: mask_in(section)?,
     }))
+}
+
+fn mask_in(section: &Section<'_>) -> Result<MaskIn, Problem> {
+    let words = [("everywhere", MaskIn::Everywhere), ("rehearsals", MaskIn::Rehearsals { is_one: false })];
+    let Some(entry) = section.get("mask_in") else { return Ok(MaskIn::Everywhere) };
+    match section.get("mask") {
+        Some(_) => entry.word(&words),
+        None => Err(entry.problem("there is no `mask`", "write mask = { email = \"md5(email)\" }, or take it out")),
+    }
 }
 
 fn columns(entry: &Entry<'_>) -> Result<Vec<String>, Problem> {

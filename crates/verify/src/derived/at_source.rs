@@ -1,18 +1,21 @@
 //! A derived table and its query on the source itself, at one instant: no mirror is trusted. The tail is held only while the snapshots are taken; the query runs afterwards, in the transaction
 //! that sees the source's.
 
-use model::TableName;
+use model::{Marker, MarkerKind, TableName};
 use pg::{PgError, Session};
 
 use super::{Compared, rows, waits};
 use crate::comparison::{Comparison, LOCK};
 use crate::error::VerifyError;
-use crate::fence::{self, Ends};
+use crate::fence::{self, Ends, Fence};
 use crate::idle::{self, Idle};
-use crate::pair::{self, Pair};
+use crate::pair::{self, At, Pair};
 use crate::queries::Asked;
+use crate::recorded;
 use crate::round::give_way;
 use crate::run::nonce;
+use crate::state::{self, HeldPart};
+use crate::sums::{Hash, Sum};
 
 /// What came of it.
 pub(super) enum Tried {
@@ -76,7 +79,8 @@ impl Comparison<'_> {
             nonce: &nonce,
             endpoints: [endpoint, &self.job.target],
             log: &self.job.log,
-            readers: 0,
+            // Who adds up what it holds.
+            readers: usize::from(derived.alone),
             hold: plan.verify.hold,
             purpose: &purpose,
         };
@@ -117,12 +121,53 @@ impl Comparison<'_> {
         target.batch_execute(&bound).await?;
         let (want, have) = (Asked { session: source, query: want }, Asked { session: target, query: have });
         match rows(compared, derived, want, have, self.options.mask).await {
+            Ok(compared) => {
+                if derived.alone && compared.is_equal() {
+                    self.say_alone(ends, &fence, derived, pairs.last().copied()).await?;
+                }
+                Ok(compared)
+            }
             Err(VerifyError::Pg(error)) if error.sqlstate() == Some("57014") => Err(VerifyError::Still(format!(
                 "its query took longer than {} s at the source or the target; the plan's verify.renew may be longer",
                 self.job.plan.verify.renew.as_secs()
             ))),
-            compared => compared,
+            Err(error) => Err(error),
         }
+    }
+
+    /// Puts what the table holds into the log, as for one that goes over as it is: a replay has no mirror to ask the query of.
+    async fn say_alone(
+        &self,
+        ends: &Ends<'_>,
+        fence: &Fence,
+        derived: &apply::Derived,
+        pair: Option<&Pair>,
+    ) -> Result<(), VerifyError> {
+        let notes = self.notes.session().await?;
+        let copies = state::epochs(&notes, ends.source).await?.remove(&derived.into);
+        let (Some(pair), Some(copies), false) = (pair, copies, state::was_cut_over(&notes).await?) else {
+            return Ok(());
+        };
+        let hash = Hash::of(&fence.source.leader, &fence.target.leader).await?;
+        let sum = Sum::of(&fence.target, At::Target, pair, hash, "true").await?;
+        let held = HeldPart {
+            table: derived.into.clone(),
+            number: 0,
+            low: None,
+            high: None,
+            lsn: fence.lsn.to_string(),
+            seq: fence.seq.0 as i64,
+            copies,
+            rows: sum.rows,
+            sum: sum.hex(),
+            equal: true,
+        };
+        let session = pg::connect(ends.endpoints[0], "verify").await?;
+        for data in recorded::messages(&[held], &[pair], hash, &hash.probe(&notes).await?) {
+            let marker = Marker { data, ..Marker::new(ends.nonce, MarkerKind::Verified, self.id) };
+            capture::emit_marker(&session, &marker).await?;
+        }
+        Ok(())
     }
 }
 

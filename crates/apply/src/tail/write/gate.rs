@@ -58,8 +58,10 @@ pub(super) async fn gate(
                 lease.begin(session).await?;
                 tables::begin(
                     session,
+                    &job.plan,
                     source,
                     &model::TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+                    true,
                 )
                 .await?;
                 session.batch_execute(&format!("NOTIFY {CHANNEL}; COMMIT")).await?;

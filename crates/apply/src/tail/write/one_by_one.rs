@@ -270,7 +270,7 @@ async fn target(session: &Session, table: &str, identity: Identity) -> Target {
     let into = TableName::new("public", table);
     let columns = pg::catalog::target_columns(session, &into).await.unwrap();
     let origin = mapping::SourceTable::new("shop", into.clone());
-    Target { origin, into, only: "ONLY ", columns, identity, copied: Snapshot::default(), bound: None }
+    Target { origin, into, stored: true, only: "ONLY ", columns, identity, copied: Snapshot::default(), bound: None }
 }
 
 #[test]

@@ -10,27 +10,25 @@ use tokio_postgres::types::ToSql;
 use super::super::copy_text::lines;
 use super::super::fold::{Folded, Op, Run, filled};
 use super::super::gather::Step;
+use super::super::prepared::Prepared;
 use super::super::sets::{Statement, present, shifted};
 use super::super::target::{Identity, Target};
 use super::LOOK_AT_TARGET;
 use crate::ApplyError;
-
-/// Statements kept prepared. A table has a handful, and few tables change all the time.
-const PREPARED: usize = 500;
 
 /// From so many rows on, inserts go through COPY: one more round trip, and about a third of the time per row.
 const COPIED: usize = 64;
 
 pub(in crate::tail) struct Writer<'a> {
     session: &'a Session,
-    prepared: HashMap<String, tokio_postgres::Statement>,
+    prepared: Prepared,
     /// The open transaction's constraints are deferred.
     deferred: bool,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(session: &'a Session) -> Self {
-        Writer { session, prepared: HashMap::new(), deferred: false }
+        Writer { session, prepared: Prepared::default(), deferred: false }
     }
 
     /// A transaction begins.
@@ -38,13 +36,17 @@ impl<'a> Writer<'a> {
         self.deferred = false;
     }
 
+    /// What is written to tables of which nothing is stored is none of its business.
     pub async fn step(&mut self, step: &Step) -> Result<(), ApplyError> {
         match step {
+            Step::Rows(run) if !run.target.stored => Ok(()),
+            Step::Move { target, .. } if !target.stored => Ok(()),
             Step::Rows(run) => self.rows(run).await,
             Step::Move { target, old, new } => self.shift(target, old.tuple(), new).await,
             Step::Truncate { targets, restart_identity } => {
                 // All in one statement: tables that reference each other can only be emptied together.
-                let (whole, parts): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target.bound.is_none());
+                let stored = targets.iter().filter(|target| target.stored);
+                let (whole, parts): (Vec<_>, Vec<_>) = stored.partition(|target| target.bound.is_none());
                 if !whole.is_empty() {
                     let names: Vec<_> =
                         whole.iter().map(|target| format!("{}{}", target.only, target.into.quoted())).collect();
@@ -111,7 +113,7 @@ impl<'a> Writer<'a> {
 
     /// As [`write`](Self::write), through COPY.
     async fn copy(&mut self, copy: &str, rows: &[&Tuple]) -> Result<bool, ApplyError> {
-        let statement = self.prepared(copy).await?;
+        let statement = self.prepared.get(self.session, copy).await?;
         let sink = self.session.copy_in(&statement).await?;
         pin_mut!(sink);
         sink.send(lines(rows)).await?;
@@ -149,6 +151,9 @@ impl<'a> Writer<'a> {
 
     /// Takes away the rows with these keys, whichever are there, and puts others in their place.
     pub async fn replace(&mut self, target: &Target, keys: &[Tuple], rows: &[Tuple]) -> Result<(), ApplyError> {
+        if !target.stored {
+            return Ok(());
+        }
         self.write(&target.delete(), &keys.iter().collect::<Vec<_>>()).await?;
         if !rows.is_empty() {
             self.write(&target.insert(), &rows.iter().collect::<Vec<_>>()).await?;
@@ -193,21 +198,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    async fn prepared(&mut self, sql: &str) -> Result<tokio_postgres::Statement, ApplyError> {
-        if let Some(prepared) = self.prepared.get(sql) {
-            return Ok(prepared.clone());
-        }
-        if self.prepared.len() > PREPARED {
-            self.prepared.clear();
-        }
-        let prepared = self.session.prepare(sql).await?;
-        self.prepared.insert(sql.to_owned(), prepared.clone());
-        Ok(prepared)
-    }
-
     /// Runs a statement over rows; says whether it touched as many.
     async fn write(&mut self, statement: &Statement, rows: &[&Tuple]) -> Result<bool, ApplyError> {
-        let prepared = self.prepared(&statement.sql).await?;
+        let prepared = self.prepared.get(self.session, &statement.sql).await?;
         let arrays = statement.arrays(rows);
         let parameters: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|array| array as &(dyn ToSql + Sync)).collect();
         Ok(self.session.execute(&prepared, &parameters).await? == rows.len() as u64)

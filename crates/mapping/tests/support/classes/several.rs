@@ -1,7 +1,7 @@
 //! What is no query by itself: several `[[table]]`s into one table, rows that share a key merged, a table in part.
 
 use model::TableName;
-use plan::{Cut, Derived, Part, Rows};
+use plan::{Cut, Derived, MaskIn, Part, Rows};
 
 use super::{Dice, and, c, cmp, eq, filter, i, one, t};
 use crate::support::maintain::into;
@@ -106,6 +106,7 @@ fn cut(d: &mut Dice) -> (Derived, String) {
         columns: if chosen.contains(&"arr") { Vec::new() } else { chosen.iter().map(|&name| name.into()).collect() },
         filter: rows.as_ref().map(Into::into),
         masks: masks.iter().map(|(name, mask)| (name.clone(), mask.into())).collect(),
+        mask_in: MaskIn::Everywhere,
     };
     let part = Part { rows: Rows::Cut(cut), line: 1 };
     (Derived { parts: vec![part], ..Derived::new(into(), &[], "") }, sql)

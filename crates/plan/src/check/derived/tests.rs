@@ -184,6 +184,24 @@ fn tables_into_one_are_one_table_whose_parts_know_their_places() {
 }
 
 #[test]
+fn masks_for_rehearsals_hold_in_their_plans_alone() {
+    let says = |word: &str| parse(&with(&format!("{PARTS}mask_in = \"{word}\"\n")));
+    let texts = |plan: &Plan| plan.derived.iter().map(|derived| derived.parts[0].text()).collect::<Vec<_>>();
+    let plan = says("rehearsals").unwrap();
+    let rehearsal = plan.rehearsal(crate::Secret::new("postgres://app@again/shop"));
+    assert_eq!(rehearsal.target.url.expose(), "postgres://app@again/shop");
+    let (run, rehearsed) = (texts(&plan), texts(&rehearsal));
+    assert!(!run[1].contains("md5") && rehearsed[1].contains("email=md5(email)"), "{run:?} {rehearsed:?}");
+    assert_eq!(run[0], rehearsed[0]);
+    assert_eq!(texts(&says("everywhere").unwrap()), rehearsed);
+    let problem = says("rehearsal").unwrap_err();
+    assert_eq!(problem.what, "shop.toml:29 (table.mask_in)");
+    assert!(problem.why.contains("\"rehearsal\" is not known") && problem.next.contains("\"rehearsals\""), "{problem}");
+    let none = with("[[table]]\nfrom = \"public.users\"\nmask_in = \"rehearsals\"\n");
+    assert!(parse(&none).unwrap_err().why.contains("no `mask`"));
+}
+
+#[test]
 fn tables_into_one_that_contradict_each_other_are_told_with_both_lines() {
     let more = "[[table]]\ninto = \"core.grant\"\n";
     for (says, what) in [
