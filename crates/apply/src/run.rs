@@ -111,10 +111,10 @@ async fn attempt(
     let session = pg::connect(&job.endpoint, "apply").await?;
     let Some(headers) = headers(job, &session, stop).await? else { return Ok(()) };
     check_target(&headers, &pg::catalog::identity(&session).await?)?;
-    if !state::exists(&session).await? {
-        if let Some(problem) = preflight::refusal(preflight(&job.plan, &session).await?) {
-            return Err(problem.into());
-        }
+    if !state::exists(&session).await?
+        && let Some(problem) = preflight::refusal(preflight(&job.plan, &session).await?)
+    {
+        return Err(problem.into());
     }
     state::open(&session, &headers, job.plan.is_back()).await?;
     if !job.plan.is_back() {
