@@ -131,18 +131,25 @@ pub(crate) async fn begin(
             Stored::AsIs | Stored::Nothing(_) => {}
         }
     }
-    let unstored = is_shape(&into);
     if before == 0 {
         return Ok(());
     }
     home::sweep(session).await?;
-    if unstored {
-        home::reshape(session, source, &into, &begin).await?;
-        model::failpoint!("epoch_emptied");
-        return Ok(());
+    // Where nothing is stored of it, there are no rows.
+    if !is_shape(&into) {
+        empty(session, &into, table, &begin).await?;
     }
-    let only = pg::catalog::only(session, &into).await?;
-    let bound = if into == *table || begin.partition_bound.is_empty() { "true" } else { &begin.partition_bound };
+    if into.schema == home::SCHEMA {
+        home::reshape(session, source, &into, &begin).await?;
+    }
+    model::failpoint!("epoch_emptied");
+    Ok(())
+}
+
+/// Takes a table's rows from the relation that they went into.
+async fn empty(session: &Session, into: &TableName, table: &TableName, begin: &TableBegin) -> Result<(), ApplyError> {
+    let only = pg::catalog::only(session, into).await?;
+    let bound = if into == table || begin.partition_bound.is_empty() { "true" } else { &begin.partition_bound };
     // TRUNCATE refuses a table that others refer to, even where they are empty.
     let referred: bool = session
         .query_one(
@@ -155,12 +162,7 @@ pub(crate) async fn begin(
         true => format!("TRUNCATE {only}{}", into.quoted()),
         false => format!("DELETE FROM {only}{} WHERE {bound}", into.quoted()),
     };
-    session.batch_execute(&statement).await?;
-    if into.schema == home::SCHEMA {
-        home::reshape(session, source, &into, &begin).await?;
-    }
-    model::failpoint!("epoch_emptied");
-    Ok(())
+    Ok(session.batch_execute(&statement).await?)
 }
 
 /// Leads a table of which nothing is stored into a mirror.

@@ -283,7 +283,8 @@ impl Application {
             19 => format!(
                 "INSERT INTO account VALUES ({customer}, 'o{line}', '{other}@secret', repeat(md5('{other}'), 90), NULL, {other}) ON CONFLICT (id) DO NOTHING"
             ),
-            20 => format!("UPDATE account SET points = points + 1, owner = 'p' || {other} WHERE id % 4 = {line}"),
+            // Those of every third stay even or odd, so that there are always some of both.
+            20 => format!("UPDATE account SET points = points + id % 3, owner = 'p' || {other} WHERE id % 4 = {line}"),
             21 => format!(
                 "UPDATE account SET id = {other} WHERE id = {customer} AND NOT EXISTS (SELECT FROM account WHERE id = {other})"
             ),
